@@ -1,0 +1,111 @@
+/** Who is calling: the address that every limit per client hangs on, behind whichever proxy. */
+import ipaddr from 'ipaddr.js';
+
+/** Which address to believe. `peer`: the TCP connection's; the others read a header that a proxy wrote. */
+export type ProxyRule =
+  | { by: 'peer' }
+  | { by: 'leftmost' }
+  | { by: 'hops'; hops: number }
+  | { by: 'header'; header: string };
+
+export interface Caller {
+  /** What limits count by: an IPv4 address, or the /64 of an IPv6 address. */
+  client: string;
+  /** The whole address, as far as the caller may be shown it. */
+  address: string;
+  /** Where the address was taken from: `peer`, or the header's name. */
+  source: string;
+}
+
+const HEADERS = ['x-forwarded-for', 'x-real-ip', 'fly-client-ip', 'cf-connecting-ip', 'forwarded'];
+
+export const PROXY_RULE_FORMS =
+  'unset, 0, false or no (the TCP peer); 1, true or yes (left-most X-Forwarded-For); hops:N (N-th X-Forwarded-For from the right, 1 to 32); header:NAME (that header)';
+
+/** Reads the setting; undefined where it is none of the accepted forms. */
+export function parseProxyRule(text: string): ProxyRule | undefined {
+  const value = text.trim().toLowerCase();
+  if (['', '0', 'false', 'no'].includes(value)) return { by: 'peer' };
+  if (['1', 'true', 'yes'].includes(value)) return { by: 'leftmost' };
+  const hops = /^hops:([1-9]|[12][0-9]|3[0-2])$/.exec(value)?.[1];
+  if (hops) return { by: 'hops', hops: Number(hops) };
+  const header = /^header:([!#$%&'*+.^_`|~0-9a-z-]+)$/.exec(value)?.[1];
+  if (header) return { by: 'header', header };
+  return undefined;
+}
+
+/** An address without brackets, port or zone; IPv4-mapped IPv6 is IPv4. Undefined where it is none. */
+export function parseAddress(text: string): ipaddr.IPv4 | ipaddr.IPv6 | undefined {
+  const value = text.trim();
+  const bare =
+    /^\[([^\]]+)\](?::\d{1,5})?$/.exec(value)?.[1] ?? value.replace(/^([\d.]+):\d{1,5}$/, '$1');
+  if (ipaddr.IPv4.isValidFourPartDecimal(bare)) return ipaddr.IPv4.parse(bare);
+  if (!ipaddr.IPv6.isValid(bare)) return undefined;
+  const address = ipaddr.IPv6.parse(bare);
+  return address.isIPv4MappedAddress() ? address.toIPv4Address() : address;
+}
+
+function caller(address: ipaddr.IPv4 | ipaddr.IPv6, source: string): Caller {
+  if (address instanceof ipaddr.IPv4) {
+    const text = address.toString();
+    return { client: text, address: text, source };
+  }
+  const network = address.parts.slice(0, 4).map((part) => part.toString(16));
+  return {
+    client: `${network.join(':')}::/64`,
+    address: new ipaddr.IPv6(address.parts).toString(),
+    source,
+  };
+}
+
+/** The address that the headers give by the rule; undefined where it is missing or unusable. */
+function fromHeaders(rule: ProxyRule, headers: Headers): Caller | undefined {
+  if (rule.by === 'peer') return undefined;
+  const name = rule.by === 'header' ? rule.header : 'x-forwarded-for';
+  const value = headers.get(name);
+  if (value === null) return undefined;
+  const entries = rule.by === 'header' ? [value] : value.split(',');
+  const entry = entries.at(rule.by === 'hops' ? -rule.hops : 0);
+  const address = entry === undefined ? undefined : parseAddress(entry);
+  return address && caller(address, name);
+}
+
+export class CallerResolver {
+  readonly #rule: ProxyRule;
+  readonly #warn: (message: string) => void;
+  #warned = false;
+
+  /** @param warn Called at most once, with a setting that looks wrong; never with an address. */
+  constructor(rule: ProxyRule, warn: (message: string) => void) {
+    this.#rule = rule;
+    this.#warn = warn;
+  }
+
+  /** @param peer The TCP connection's address; null where it is gone already. */
+  resolve(headers: Headers, peer: string | undefined): Caller {
+    const found = fromHeaders(this.#rule, headers);
+    if (found) return found;
+    if (!this.#warned) this.#look(headers);
+    const address = peer === undefined ? undefined : parseAddress(peer);
+    return address
+      ? caller(address, 'peer')
+      : { client: 'unknown', address: 'unknown', source: 'peer' };
+  }
+
+  #look(headers: Headers): void {
+    const rule = this.#rule;
+    if (rule.by === 'peer') {
+      const header = HEADERS.find((name) => headers.has(name));
+      if (header === undefined) return;
+      this.#warned = true;
+      this.#warn(
+        `a request carries ${header}, but AMESH_TRUST_PROXY is not set: behind a proxy all clients count as one`,
+      );
+    } else {
+      this.#warned = true;
+      this.#warn(
+        `a request carries no usable ${rule.by === 'header' ? rule.header : 'x-forwarded-for'}, though AMESH_TRUST_PROXY trusts it: the TCP peer counts as the client`,
+      );
+    }
+  }
+}

@@ -1,0 +1,337 @@
+/**
+ * Every setting once: its name as an option and in the environment, its default, and what it accepts. Times are seconds
+ * in the environment and milliseconds (`…Ms`) as options.
+ */
+import { isIP } from 'node:net';
+import { z } from 'zod';
+import { parseProxyRule, PROXY_RULE_FORMS, type ProxyRule } from './client-ip.ts';
+import { LOG_LEVELS, type LogLevel } from './log.ts';
+
+/** One setting: `In` is what an option may be, `Out` what the relay works with. */
+interface Setting<In, Out> {
+  env: string;
+  default: In;
+  schema: z.ZodType<Out, unknown>;
+  /** Turns the environment's text into an option's value; what it can't turn, the schema refuses. */
+  fromText: (text: string) => unknown;
+  /** What is accepted, as an error says it: after "expected". */
+  accepts: string;
+  /** One line for the help and the README. */
+  help: string;
+  /** The default as a person would write it into the environment. */
+  shownDefault: string;
+}
+
+/** A value that a setting does not accept. The message names the setting, what came and what is accepted. */
+export class ConfigError extends Error {
+  override name = 'ConfigError';
+  /** For programs that tell errors apart. */
+  readonly code = 'ERR_RELAY_CONFIG';
+}
+
+const wholeNumber = (text: string): unknown => (/^\d{1,15}$/.test(text) ? Number(text) : text);
+
+function integer(env: string, normal: number, min: number, max: number, help: string) {
+  return {
+    env,
+    default: normal,
+    schema: z.int().min(min).max(max),
+    fromText: wholeNumber,
+    accepts: `a whole number from ${min} to ${max}`,
+    help,
+    shownDefault: String(normal),
+  } satisfies Setting<number, number>;
+}
+
+/** `min` and `max` are seconds; the option is in milliseconds. */
+function seconds(env: string, normal: number, min: number, max: number, help: string) {
+  return {
+    env,
+    default: normal * 1000,
+    schema: z
+      .int()
+      .min(min * 1000)
+      .max(max * 1000),
+    fromText: (text) => {
+      const value = wholeNumber(text);
+      return typeof value === 'number' ? value * 1000 : value;
+    },
+    accepts: `whole seconds from ${min} to ${max} (as an option, milliseconds)`,
+    help: `${help} Seconds.`,
+    shownDefault: String(normal),
+  } satisfies Setting<number, number>;
+}
+
+const LABEL = /^(?!-)[a-z0-9_-]{1,63}(?<!-)$/i;
+
+/** An address, or a name that could be one: a last label of digits alone is a mistyped address. */
+function isHost(host: string): boolean {
+  if (isIP(host)) return true;
+  const labels = host.split('.');
+  return (
+    host.length <= 253 &&
+    labels.every((label) => LABEL.test(label)) &&
+    !/^\d+$/.test(labels.at(-1) as string)
+  );
+}
+
+const YES = ['1', 'true', 'yes'];
+const NO = ['0', 'false', 'no'];
+
+export const settings = {
+  /** TCP port to listen on; 0 takes a free one. Default 3001. */
+  port: integer('PORT', 3001, 0, 65_535, 'TCP port to listen on; 0 takes a free one.'),
+
+  /** Address or host name to listen on. Default 0.0.0.0, every IPv4 interface; `::` takes IPv6 too. */
+  host: {
+    env: 'HOST',
+    default: '0.0.0.0',
+    schema: z.string().refine(isHost),
+    fromText: (text) => text,
+    accepts: 'an IP address or a host name of this machine',
+    help: 'Address to listen on; :: takes IPv6 too.',
+    shownDefault: '0.0.0.0',
+  } satisfies Setting<string, string>,
+
+  /** Which address counts as the client's: see the README. Default: the TCP peer's, proxy headers ignored. */
+  trustProxy: {
+    env: 'AMESH_TRUST_PROXY',
+    default: '0' as string | boolean,
+    schema: z
+      .union([z.string(), z.boolean()])
+      .transform((value) => parseProxyRule(String(value)))
+      .refine((rule) => rule !== undefined),
+    fromText: (text) => text,
+    accepts: PROXY_RULE_FORMS,
+    help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
+    shownDefault: '0',
+  } satisfies Setting<string | boolean, ProxyRule>,
+
+  /** How long each stage of a session (waiting, paired) may last, in milliseconds: 5,000 to 300,000. Default 30,000. */
+  sessionTtlMs: seconds(
+    'AMESH_SESSION_TTL',
+    30,
+    5,
+    300,
+    'How long a code waits, and how long a pairing may take then.',
+  ),
+
+  /** How long a drain waits for pairings under way, in milliseconds. Default 60,000: two stages of a session. */
+  drainMs: seconds(
+    'AMESH_DRAIN_SECONDS',
+    60,
+    0,
+    3600,
+    'How long a drain waits for pairings under way.',
+  ),
+
+  /** How long a socket may hold no session, watch or unanswered init, in milliseconds. Default 30,000. */
+  idleMs: seconds(
+    'AMESH_IDLE_SECONDS',
+    30,
+    1,
+    3600,
+    'How long a socket may do nothing (close code 4002).',
+  ),
+
+  /** Failed `listen` and `connect` attempts that a client has in any 60 s. Default 5. */
+  maxFailedCodes: integer(
+    'AMESH_MAX_FAILED_CODES',
+    5,
+    1,
+    1000,
+    'Failed code attempts per client in any 60 s.',
+  ),
+
+  /** Failed attempts on one code, from all clients, in any 60 s, until it is burned. Default 5. */
+  maxFailedPerCode: integer(
+    'AMESH_MAX_FAILED_PER_CODE',
+    5,
+    1,
+    1000,
+    'Failed attempts on one code in any 60 s, from all clients together.',
+  ),
+
+  /** `bootstrap_watch` frames that a client has in any 60 s. Default 10. */
+  maxWatches: integer(
+    'AMESH_MAX_WATCHES',
+    10,
+    1,
+    10_000,
+    '`bootstrap_watch` per client in any 60 s.',
+  ),
+
+  /** Refused `bootstrap_init` frames that a client has in any 60 s. Default 10. */
+  maxRefusedInits: integer(
+    'AMESH_MAX_REFUSED_INITS',
+    10,
+    1,
+    10_000,
+    'Refused `bootstrap_init` per client in any 60 s.',
+  ),
+
+  /** Sockets open at once (close code 1013). Default 10,000. */
+  maxConnections: integer('AMESH_MAX_CONNECTIONS', 10_000, 1, 1_000_000, 'Sockets open at once.'),
+
+  /** Sockets open at once for one client (close code 1013). Default 256. */
+  maxConnectionsPerClient: integer(
+    'AMESH_MAX_CONNECTIONS_PER_CLIENT',
+    256,
+    1,
+    1_000_000,
+    'Sockets open at once for one client.',
+  ),
+
+  /** Sessions held at once (`relay_capacity`). Default 50,000. */
+  maxSessions: integer('AMESH_MAX_SESSIONS', 50_000, 1, 1_000_000, 'Sessions held at once.'),
+
+  /** Token ids remembered as used, for 25 hours each (`relay_overloaded`). Default 1,000,000. */
+  maxBurnt: integer(
+    'AMESH_MAX_BURNT',
+    1_000_000,
+    1,
+    10_000_000,
+    'Used token ids remembered, for 25 hours each.',
+  ),
+
+  /** Malformed frames until a socket is closed with 1008. Default 10. */
+  maxMalformed: integer(
+    'AMESH_MAX_MALFORMED',
+    10,
+    1,
+    1000,
+    'Malformed frames until a socket is closed.',
+  ),
+
+  /** Frames other than forwarded data that a socket may send in 10 s (close code 1008). Default 1,000. */
+  maxControlFrames: integer(
+    'AMESH_MAX_CONTROL_FRAMES',
+    1000,
+    10,
+    1_000_000,
+    'Frames of a socket in 10 s, forwarded data aside.',
+  ),
+
+  /** Bytes of one frame (close code 1009). Default 65,536. */
+  maxFrameBytes: integer('AMESH_MAX_FRAME_BYTES', 65_536, 1024, 16_777_216, 'Bytes of one frame.'),
+
+  /** Payload bytes that a session may carry, both directions together (close code 4003). Default 5 MiB. */
+  maxSessionBytes: integer(
+    'AMESH_MAX_SESSION_BYTES',
+    5_242_880,
+    1024,
+    1_073_741_824,
+    'Payload bytes a session may carry, both directions together.',
+  ),
+
+  /** Bytes that may wait for a socket that does not read (close code 4004). Default 1 MiB. */
+  maxBacklogBytes: integer(
+    'AMESH_MAX_BACKLOG_BYTES',
+    1_048_576,
+    1024,
+    1_073_741_824,
+    'Bytes that may wait for a socket that does not read.',
+  ),
+
+  /** `debug`, `info`, `warn`, `error` or `silent`. Default `info`. */
+  logLevel: {
+    env: 'LOG_LEVEL',
+    default: 'info' as LogLevel,
+    schema: z.enum(LOG_LEVELS),
+    fromText: (text) => text.toLowerCase(),
+    accepts: LOG_LEVELS.join(', '),
+    help: '`debug`, `info`, `warn`, `error` or `silent`.',
+    shownDefault: 'info',
+  } satisfies Setting<LogLevel, LogLevel>,
+
+  /** Whether the log names clients' addresses. Default false. */
+  logClients: {
+    env: 'AMESH_LOG_CLIENTS',
+    default: false as boolean,
+    schema: z.boolean(),
+    fromText: (text) =>
+      YES.includes(text.toLowerCase()) ? true : NO.includes(text.toLowerCase()) ? false : text,
+    accepts: `${YES.join(', ')} or ${NO.join(', ')} (as an option, true or false)`,
+    help: '`1` logs each client’s address and what it was refused.',
+    shownDefault: '0',
+  } satisfies Setting<boolean, boolean>,
+
+  /** Port for Prometheus at `/metrics`; 0 takes a free one. Default: no metrics. */
+  metricsPort: {
+    env: 'METRICS_PORT',
+    default: undefined as number | undefined,
+    schema: z.int().min(0).max(65_535).optional(),
+    fromText: wholeNumber,
+    accepts: 'a whole number from 0 to 65535, or nothing for no metrics',
+    help: 'Port for Prometheus (`/metrics`).',
+    shownDefault: '',
+  } satisfies Setting<number | undefined, number | undefined>,
+
+  /** Address for Prometheus. Default: `host`. */
+  metricsHost: {
+    env: 'METRICS_HOST',
+    default: undefined as string | undefined,
+    schema: z.string().refine(isHost).optional(),
+    fromText: (text) => text,
+    accepts: 'an IP address or a host name of this machine',
+    help: 'Address for Prometheus; unset, `HOST`.',
+    shownDefault: '',
+  } satisfies Setting<string | undefined, string | undefined>,
+};
+
+type Settings = typeof settings;
+export type SettingName = keyof Settings;
+
+/** What {@link createRelayServer} takes; whatever is left out has its default. */
+export type RelayOptions = { [K in SettingName]?: Settings[K]['default'] };
+
+/** Every setting with its value in force. */
+export type Config = Readonly<{ [K in SettingName]: z.output<Settings[K]['schema']> }>;
+
+/**
+ * Checks options and fills in the defaults.
+ * @throws {ConfigError} For a value that is not accepted, or an option that does not exist.
+ */
+export function readOptions(options: RelayOptions): Config {
+  for (const name of Object.keys(options)) {
+    if (!Object.hasOwn(settings, name)) {
+      throw new ConfigError(
+        `${name}: there is no such option; expected one of ${Object.keys(settings).join(', ')}`,
+      );
+    }
+  }
+  return read((name) => ({ label: name, value: options[name] }));
+}
+
+/**
+ * Reads the environment; `overrides` (from the command line) come first, as text, with the flag as their label.
+ * An empty value counts as none.
+ * @throws {ConfigError} For a value that is not accepted.
+ */
+export function readEnvironment(
+  environment: Record<string, string | undefined>,
+  overrides: Partial<Record<SettingName, { label: string; text: string }>> = {},
+): Config {
+  return read((name) => {
+    const { env, fromText } = settings[name];
+    const label = overrides[name]?.label ?? env;
+    const text = overrides[name]?.text ?? (environment[env]?.trim() || undefined);
+    return { label, value: text === undefined ? undefined : fromText(text), text };
+  });
+}
+
+function read(
+  get: (name: SettingName) => { label: string; value: unknown; text?: string | undefined },
+): Config {
+  const config: Record<string, unknown> = {};
+  for (const name of Object.keys(settings) as SettingName[]) {
+    const { default: normal, schema, accepts } = settings[name];
+    const { label, value, text } = get(name);
+    const result = schema.safeParse(value ?? normal);
+    if (!result.success) {
+      throw new ConfigError(`${label}: got ${JSON.stringify(text ?? value)}, expected ${accepts}`);
+    }
+    config[name] = result.data;
+  }
+  return Object.freeze(config) as Config;
+}

@@ -1,0 +1,162 @@
+/** Prometheus' view of the relay, on a port of its own. Loaded only where METRICS_PORT is set. */
+import { monitorEventLoopDelay } from 'node:perf_hooks';
+import { Counter, Gauge, Histogram, Registry } from 'prom-client';
+import type { Sockets } from './socket.ts';
+
+/** From a code typed at once to one typed in its last second; a session's stage lasts at most 300 s. */
+const WAIT_BUCKETS_SECONDS = [0.1, 0.5, 1, 2, 5, 10, 15, 20, 30, 60, 120, 300];
+
+/** Every metric: its type, labels and help. The documentation's table is compared with this one. */
+export function createRegistry(sockets: Sockets): Registry {
+  const { stats, pairing, bootstrap } = sockets;
+  const registry = new Registry();
+  const registers = [registry];
+
+  const gauge = (name: string, help: string, read: () => number): void => {
+    void new Gauge({
+      name,
+      help,
+      registers,
+      collect() {
+        this.set(read());
+      },
+    });
+  };
+  const counter = (name: string, help: string, read: () => number): void => {
+    void new Counter({
+      name,
+      help,
+      registers,
+      collect() {
+        this.reset();
+        this.inc(read());
+      },
+    });
+  };
+  /** One series for each value of a label, all there from the first scrape. */
+  const counters = (
+    name: string,
+    help: string,
+    label: string,
+    read: () => Record<string, number>,
+  ): void => {
+    void new Counter({
+      name,
+      help,
+      registers,
+      labelNames: [label],
+      collect() {
+        this.reset();
+        for (const [value, count] of Object.entries(read())) this.inc({ [label]: value }, count);
+      },
+    });
+  };
+
+  gauge('amesh_relay_connections', 'Sockets open now.', () => sockets.connections);
+  counter('amesh_relay_connections_total', 'Sockets accepted.', () => stats.connectionsAccepted);
+  void new Gauge({
+    name: 'amesh_relay_sessions',
+    help: 'Sessions held now, by stage.',
+    registers,
+    labelNames: ['stage'],
+    collect() {
+      this.set({ stage: 'waiting' }, pairing.waiting);
+      this.set({ stage: 'paired' }, pairing.paired);
+    },
+  });
+  counter('amesh_relay_sessions_opened_total', 'Sessions opened by a listen.', () => stats.opened);
+  counter(
+    'amesh_relay_pairings_begun_total',
+    'Sessions that a controller joined.',
+    () => stats.begun,
+  );
+  counters('amesh_relay_sessions_ended_total', 'Sessions ended, by outcome.', 'outcome', () => ({
+    completed: stats.completed,
+    expired: stats.expired,
+    abandoned: stats.abandoned,
+  }));
+  counter(
+    'amesh_relay_frames_forwarded_total',
+    'Data frames forwarded.',
+    () => stats.framesForwarded,
+  );
+  counter(
+    'amesh_relay_forwarded_bytes_total',
+    'Payload bytes forwarded.',
+    () => stats.bytesForwarded,
+  );
+  counters(
+    'amesh_relay_refusals_total',
+    'Refusals, by the code that the client was given.',
+    'code',
+    () => stats.refusals,
+  );
+  gauge('amesh_relay_watches', 'Token ids watched now.', () => bootstrap.size);
+  counters(
+    'amesh_relay_bootstraps_total',
+    'Bootstrap watches, announcements and how they ended.',
+    'outcome',
+    () => stats.bootstraps,
+  );
+  gauge('amesh_relay_burnt_jtis', 'Used token ids remembered now.', () => sockets.burnt.size);
+  gauge('amesh_relay_draining', '1 while the relay drains.', () => Number(sockets.draining));
+  gauge('amesh_relay_resident_memory_bytes', 'Resident set size.', () => process.memoryUsage.rss());
+
+  const delay = monitorEventLoopDelay({ resolution: 10 });
+  delay.enable();
+  void new Gauge({
+    name: 'amesh_relay_event_loop_delay_seconds',
+    help: 'Event-loop delay since the last scrape, by quantile.',
+    registers,
+    labelNames: ['quantile'],
+    collect() {
+      for (const [quantile, nanoseconds] of [
+        ['0.5', delay.percentile(50)],
+        ['0.99', delay.percentile(99)],
+        ['1', delay.max],
+      ] as const) {
+        this.set({ quantile }, nanoseconds / 1e9);
+      }
+      delay.reset();
+    },
+  });
+
+  const waited = new Histogram({
+    name: 'amesh_relay_listen_to_peer_found_seconds',
+    help: 'Time from listen to peer_found.',
+    buckets: WAIT_BUCKETS_SECONDS,
+    registers,
+  });
+  const lasted = new Histogram({
+    name: 'amesh_relay_pairing_duration_seconds',
+    help: 'Time from peer_found to the end of the session.',
+    buckets: WAIT_BUCKETS_SECONDS,
+    registers,
+  });
+  stats.onBegun = (milliseconds) => waited.observe(milliseconds / 1000);
+  stats.onEnded = (milliseconds) => lasted.observe(milliseconds / 1000);
+  return registry;
+}
+
+export function serveMetrics(
+  sockets: Sockets,
+  hostname: string,
+  port: number,
+): { port: number; stop: () => Promise<void> } {
+  const registry = createRegistry(sockets);
+  const server = Bun.serve({
+    hostname,
+    port,
+    routes: {
+      '/metrics': {
+        GET: async () =>
+          new Response(await registry.metrics(), {
+            headers: { 'content-type': registry.contentType },
+          }),
+      },
+    },
+    fetch: () => Response.json({ error: 'not_found' }, { status: 404 }),
+    error: () => Response.json({ error: 'internal_error' }, { status: 500 }),
+  });
+  return { port: server.port as number, stop: () => server.stop(true) };
+}

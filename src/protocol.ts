@@ -1,0 +1,168 @@
+/**
+ * The whole wire on one page: what a client may say, what the relay answers, and the codes of both.
+ * `PROTOCOL.md` explains it; this file is what runs.
+ */
+import { z } from 'zod';
+
+const otc = z.string().regex(/^[0-9]{6}$/);
+const jti = z.string().min(1).max(128);
+
+/** What a client may send, by the frame's `type`. Unnamed fields are dropped. */
+export const clientMessages = {
+  listen: z.object({ type: z.literal('listen'), otc }),
+  connect: z.object({ type: z.literal('connect'), otc }),
+  data: z.object({ type: z.literal('data'), payload: z.string() }),
+  done: z.object({ type: z.literal('done') }),
+  bootstrap_watch: z.object({ type: z.literal('bootstrap_watch'), jti }),
+  bootstrap_init: z.object({
+    type: z.literal('bootstrap_init'),
+    jti,
+    token: z.string(),
+    targetPubKey: z.string(),
+  }),
+  bootstrap_ack: z
+    .object({
+      type: z.literal('bootstrap_ack'),
+      jti,
+      publicKey: z.string().optional(),
+      controllerPubKey: z.string().optional(),
+      controllerSig: z.string(),
+    })
+    .refine((ack) => ack.publicKey !== undefined || ack.controllerPubKey !== undefined),
+  bootstrap_reject: z.object({
+    type: z.literal('bootstrap_reject'),
+    jti,
+    error: z.string().optional(),
+  }),
+} as const;
+
+type ClientMessages = typeof clientMessages;
+export type ClientMessage = {
+  [T in keyof ClientMessages]: z.infer<ClientMessages[T]>;
+}[keyof ClientMessages];
+
+/** Every code that an `error` frame can carry, and when it does. */
+export const errorCodes = {
+  invalid_message: 'not JSON, not an object, or a field of the wrong type',
+  unknown_type: 'no such message type',
+  invalid_otc: 'the code is not a string of six ASCII digits',
+  otc_in_use: 'another target waits on this code, or it is burned for a minute; choose a new one',
+  otc_not_found: 'nobody waits on this code',
+  otc_expired: 'the session ran out of time',
+  peer_already_connected: 'another controller came first',
+  peer_not_connected: 'the other side has not come yet',
+  peer_disconnected: 'the other side left',
+  already_in_session: 'this socket is in a session already',
+  no_session: 'this socket is in no session',
+  session_data_limit: 'more was sent than a session may carry',
+  rate_limited: 'too many attempts from this client; wait a minute',
+  relay_capacity: 'the relay holds as much as it may',
+  relay_draining: 'the relay is about to stop; connect again to reach another',
+  relay_unavailable: 'the instances behind this relay cannot reach each other',
+  missing_jti: 'the token id is missing',
+  invalid_jti: 'the token id is not a string of 1 to 128 characters',
+  jti_already_watched: 'another socket watches this token id',
+  not_watching: 'this socket does not watch this token id',
+  watch_expired: 'the watch ran out of time',
+} as const;
+
+export type ErrorCode = keyof typeof errorCodes;
+
+/** The `error` of a `bootstrap_reject` that the relay itself sends, beside the error codes. */
+export const rejectReasons = {
+  token_already_used: 'this token id was announced before',
+  no_watcher: 'no controller watches this token id; it stays unused',
+  watcher_disconnected: 'the controller left before it answered',
+  relay_overloaded: 'the list of used token ids is full',
+} as const;
+
+export type RejectReason = keyof typeof rejectReasons | ErrorCode;
+
+/** Why the relay closes a socket: WebSocket close code and reason. */
+export const closes = {
+  shutting_down: { code: 1001, reason: 'relay_shutting_down' },
+  too_many_errors: { code: 1008, reason: 'too_many_errors' },
+  too_many_frames: { code: 1008, reason: 'too_many_frames' },
+  internal_error: { code: 1011, reason: 'internal_error' },
+  too_many_connections: { code: 1013, reason: 'too_many_connections' },
+  session_expired: { code: 4001, reason: 'session_expired' },
+  idle: { code: 4002, reason: 'idle' },
+  session_data_limit: { code: 4003, reason: 'session_data_limit' },
+  slow_consumer: { code: 4004, reason: 'slow_consumer' },
+} as const;
+
+export type Close = keyof typeof closes;
+
+/** A frame that could not be read, and what could be told of it: who sent an unreadable init waits for its jti. */
+export interface Malformed {
+  malformed: ErrorCode;
+  type?: string;
+  jti?: string;
+}
+
+// oxlint-disable-next-line no-control-regex -- JSON forbids them bare in a string
+const canonicalData = /^\{"type":"data","payload":"[^"\\\u0000-\u001f]*"\}$/;
+
+/** Whether a frame is exactly what {@link frames.data} would write for it, so that it can be forwarded as it came. */
+export function isCanonicalData(text: string): boolean {
+  return canonicalData.test(text);
+}
+
+/** Reads one frame. Never throws: what is no message comes back with its error code. */
+export function parse(text: string): ClientMessage | Malformed {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    return { malformed: 'invalid_message' };
+  }
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    return { malformed: 'invalid_message' };
+  }
+  const fields = value as Record<string, unknown>;
+  const { type } = fields;
+  if (type !== undefined && typeof type !== 'string') return { malformed: 'invalid_message' };
+  if (type === undefined || !Object.hasOwn(clientMessages, type))
+    return { malformed: 'unknown_type' };
+  const result = clientMessages[type as keyof ClientMessages].safeParse(fields);
+  if (result.success) return result.data;
+  const wrong = new Set(result.error.issues.map((issue) => issue.path[0]));
+  if (wrong.has('otc')) return { malformed: 'invalid_otc' };
+  if (wrong.has('jti')) return { malformed: 'jti' in fields ? 'invalid_jti' : 'missing_jti', type };
+  return typeof fields.jti === 'string'
+    ? { malformed: 'invalid_message', type, jti: fields.jti }
+    : { malformed: 'invalid_message' };
+}
+
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+/** A binary frame as text, or undefined where it is not UTF-8. */
+export function decodeBinary(bytes: Uint8Array): string | undefined {
+  try {
+    return utf8.decode(bytes);
+  } catch {
+    return undefined;
+  }
+}
+
+const errorFrames = Object.fromEntries(
+  Object.keys(errorCodes).map((code) => [code, JSON.stringify({ type: 'error', code })]),
+) as Record<ErrorCode, string>;
+
+/** What the relay sends, encoded. */
+export const frames = {
+  ack: JSON.stringify({ type: 'ack', message: 'session_open' }),
+  peerFound: JSON.stringify({ type: 'peer_found' }),
+  done: JSON.stringify({ type: 'done' }),
+  error: (code: ErrorCode): string => errorFrames[code],
+  data: (payload: string): string => JSON.stringify({ type: 'data', payload }),
+  watching: (jti: string): string => JSON.stringify({ type: 'bootstrap_watching', jti }),
+  watchExpired: (jti: string): string =>
+    JSON.stringify({ type: 'error', code: 'watch_expired', jti }),
+  init: (jti: string, token: string, targetPubKey: string): string =>
+    JSON.stringify({ type: 'bootstrap_init', jti, token, targetPubKey }),
+  bootstrapAck: (jti: string, controllerPubKey: string, controllerSig: string): string =>
+    JSON.stringify({ type: 'bootstrap_ack', jti, controllerPubKey, controllerSig }),
+  reject: (jti: string | undefined, error: string): string =>
+    JSON.stringify({ type: 'bootstrap_reject', jti, error }),
+} as const;

@@ -1,0 +1,256 @@
+/** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
+import { isIP } from 'node:net';
+import { CallerResolver } from './client-ip.ts';
+import type { Config } from './config.ts';
+import { createHttp } from './http.ts';
+import { createLog, type Log } from './log.ts';
+import { type BunServer, type Clock, Sockets } from './socket.ts';
+
+const SWEEP_EVERY_MS = 1000;
+const SUMMARY_EVERY_MS = 60_000;
+/** How often a drain looks whether everything is done. */
+const DRAIN_LOOK_MS = 50;
+/** How long clients have to read their close frame before they are cut off. */
+const FAREWELL_MS = 500;
+/** The relay reads no body. */
+const MAX_REQUEST_BODY_BYTES = 1024;
+
+/** Where a relay listens. */
+export interface RelayAddress {
+  /** The host as configured. */
+  host: string;
+  /** The port in use, also where 0 was asked for. */
+  port: number;
+  /** The WebSocket URL, to be given to `amesh listen --relay`. */
+  url: string;
+}
+
+export interface StopOptions {
+  /**
+   * Let pairings under way finish first: `true` waits for as long as `drainMs` says, a number for at most that many
+   * milliseconds. Default: close everything at once.
+   */
+  drain?: boolean | number;
+}
+
+export interface Relay {
+  /**
+   * Starts to listen.
+   * @throws {RelayStateError} When it was started or stopped before.
+   * @throws {ListenError} When the address cannot be had.
+   */
+  start(): Promise<RelayAddress>;
+  /**
+   * Refuses newcomers, lets pairings finish where asked to, closes every socket with 1001 and frees the port.
+   * Can be called again: a second call without `drain` ends a drain that is under way.
+   */
+  stop(options?: StopOptions): Promise<void>;
+}
+
+/** A relay was asked for something that it can't do any more, or not yet. */
+export class RelayStateError extends Error {
+  override name = 'RelayStateError';
+  readonly code = 'ERR_RELAY_STATE';
+}
+
+/** The operating system would not give the address. */
+export class ListenError extends Error {
+  override name = 'ListenError';
+  readonly code = 'ERR_RELAY_LISTEN';
+}
+
+/** For tests, which bring a clock of their own, sweep by hand, and look inside. */
+export interface Internals {
+  now?: Clock;
+  log?: Log;
+}
+
+export class RelayServer implements Relay {
+  readonly sockets: Sockets;
+  readonly #config: Config;
+  readonly #log: Log;
+  readonly #callers: CallerResolver;
+  readonly #endDrain = Promise.withResolvers<void>();
+  #server: BunServer | undefined;
+  #metrics: { port: number; stop: () => Promise<void> } | undefined;
+  #timers: NodeJS.Timeout[] = [];
+  #state: 'new' | 'started' | 'stopped' = 'new';
+  #stopped: Promise<void> | undefined;
+
+  constructor(config: Config, { now = () => performance.now(), log }: Internals = {}) {
+    this.#config = config;
+    this.#log = log ?? createLog(config.logLevel);
+    this.#callers = new CallerResolver(config.trustProxy, (message) => this.#log.warn(message));
+    this.sockets = new Sockets(config, this.#log, now);
+  }
+
+  /** The port of the metrics, where there are any. */
+  get metricsPort(): number | undefined {
+    return this.#metrics?.port;
+  }
+
+  async start(): Promise<RelayAddress> {
+    if (this.#state !== 'new') {
+      throw new RelayStateError(`the relay is ${this.#state} already; create another one`);
+    }
+    this.#state = 'started';
+    const { host, port, metricsPort, metricsHost = host } = this.#config;
+    this.#server = await listen('HOST or --host', 'PORT or --port', host, port, () =>
+      this.#serve(host, port),
+    );
+    if (metricsPort !== undefined) {
+      const { serveMetrics } = await import('./metrics.ts');
+      try {
+        this.#metrics = await listen('METRICS_HOST', 'METRICS_PORT', metricsHost, metricsPort, () =>
+          serveMetrics(this.sockets, metricsHost, metricsPort),
+        );
+      } catch (error) {
+        await this.stop();
+        throw error;
+      }
+    }
+    this.#timers = [
+      setInterval(() => this.#sweep(), SWEEP_EVERY_MS),
+      setInterval(this.#summary(), SUMMARY_EVERY_MS),
+    ];
+    const bound = this.#server.port as number;
+    return { host, port: bound, url: `ws://${connectable(host)}:${bound}/ws` };
+  }
+
+  async stop({ drain = false }: StopOptions = {}): Promise<void> {
+    if (!drain) this.#endDrain.resolve();
+    this.#stopped ??= this.#shutDown(drain === true ? this.#config.drainMs : Number(drain));
+    await this.#stopped;
+  }
+
+  async #shutDown(drainMs: number): Promise<void> {
+    this.#state = 'stopped';
+    this.sockets.draining = true;
+    const server = this.#server;
+    if (!server) return;
+    if (drainMs > 0) await this.#drain(drainMs);
+    for (const timer of this.#timers) clearInterval(timer);
+    this.sockets.closeAll();
+    await Promise.race([server.stop(), Bun.sleep(FAREWELL_MS)]);
+    await server.stop(true);
+    await this.#metrics?.stop();
+    this.#log.info('stopped');
+  }
+
+  /** Waits until nothing is under way, the time is up, or somebody would rather not wait. */
+  async #drain(drainMs: number): Promise<void> {
+    this.#log.info('draining', { underWay: this.sockets.underWay, atMostMs: drainMs });
+    const look = setInterval(() => {
+      if (this.sockets.underWay === 0) this.#endDrain.resolve();
+    }, DRAIN_LOOK_MS);
+    const deadline = setTimeout(() => this.#endDrain.resolve(), drainMs);
+    await this.#endDrain.promise;
+    clearInterval(look);
+    clearTimeout(deadline);
+  }
+
+  #serve(hostname: string, port: number): BunServer {
+    const http = createHttp(() => ({
+      status: this.sockets.draining ? 'draining' : 'ok',
+      sessions: this.sockets.pairing.size,
+    }));
+    return Bun.serve({
+      hostname,
+      port,
+      routes: {
+        // Here and not in Hono, where an upgrade costs a tenth of a whole pairing.
+        '/ws': {
+          GET: (request, server) =>
+            this.#upgrade(request, server) ? undefined : http.fetch(request),
+        },
+      },
+      fetch: (request) => http.fetch(request),
+      error: () => Response.json({ error: 'internal_error' }, { status: 500 }),
+      websocket: this.sockets.handlers,
+      maxRequestBodySize: MAX_REQUEST_BODY_BYTES,
+    });
+  }
+
+  #upgrade(request: Request, server: BunServer): boolean {
+    const { client } = this.#callers.resolve(request.headers, server.requestIP(request)?.address);
+    return this.sockets.upgrade(server, request, client);
+  }
+
+  #sweep(): void {
+    // A sweep that did its share lets others have the loop before it goes on.
+    if (this.sockets.sweep()) setImmediate(() => this.#sweep());
+  }
+
+  /** Logs what happened since the last time, where anything did. */
+  #summary(): () => void {
+    let before = { connections: 0, pairings: 0, refusals: 0, frames: 0 };
+    return () => {
+      const { stats } = this.sockets;
+      const total = {
+        connections: stats.connectionsAccepted,
+        pairings: stats.completed,
+        refusals: Object.values(stats.refusals).reduce((sum, count) => sum + count, 0),
+        frames: stats.framesForwarded,
+      };
+      const since = {
+        connections: total.connections - before.connections,
+        pairings: total.pairings - before.pairings,
+        refusals: total.refusals - before.refusals,
+        frames: total.frames - before.frames,
+      };
+      before = total;
+      if (since.connections + since.refusals + since.frames === 0) return;
+      this.#log.info('last minute', {
+        ...since,
+        open: this.sockets.connections,
+        sessions: this.sockets.pairing.size,
+      });
+    };
+  }
+}
+
+/** Takes an address, or says in one line why it can't be had. Bun calls an unknown host a port in use. */
+async function listen<T>(
+  hostName: string,
+  portName: string,
+  host: string,
+  port: number,
+  take: () => T,
+): Promise<T> {
+  if (!isIP(host)) {
+    const { lookup } = await import('node:dns/promises');
+    await lookup(host).catch(() => {
+      throw new ListenError(
+        `${hostName}: "${host}" does not resolve; expected an address of this machine`,
+      );
+    });
+  }
+  try {
+    return take();
+  } catch (error) {
+    const code = error instanceof Error && 'code' in error ? error.code : undefined;
+    if (code === 'EADDRINUSE') {
+      throw new ListenError(
+        `${portName}: ${port} is in use on ${host}; stop what holds it, or choose another port`,
+      );
+    }
+    if (code === 'EACCES') {
+      throw new ListenError(
+        `${portName}: ${port} needs privileges that this process lacks; choose a port from 1024 up`,
+      );
+    }
+    if (code === 'EADDRNOTAVAIL') {
+      throw new ListenError(
+        `${hostName}: ${host} is no address of this machine; expected one that is, or 0.0.0.0 for all`,
+      );
+    }
+    throw error;
+  }
+}
+
+/** The host as another program on this machine can reach it. */
+export function connectable(host: string): string {
+  if (host === '0.0.0.0') return '127.0.0.1';
+  if (host === '::') return '[::1]';
+  return isIP(host) === 6 ? `[${host}]` : host;
+}

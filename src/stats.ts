@@ -1,0 +1,39 @@
+/** What the relay counts of itself. Plain numbers, so that counting costs nothing; log and metrics read them. */
+import { errorCodes, rejectReasons, type RejectReason } from './protocol.ts';
+
+export class Stats {
+  connectionsAccepted = 0;
+  framesForwarded = 0;
+  bytesForwarded = 0;
+  /** Sessions opened by a `listen`. */
+  opened = 0;
+  /** Sessions that a controller joined. */
+  begun = 0;
+  /** Sessions that ended after both peers had met and a frame had crossed. */
+  completed = 0;
+  /** Sessions that the sweeper evicted. */
+  expired = 0;
+  /** Sessions that ended in any other way: a peer left early, or a limit ended them. */
+  abandoned = 0;
+  /** Refusals by the code that the client was given. */
+  readonly refusals = zeroes<RejectReason>([
+    ...(Object.keys(errorCodes) as RejectReason[]),
+    ...(Object.keys(rejectReasons) as RejectReason[]),
+  ]);
+  readonly bootstraps = zeroes([
+    'watched',
+    'announced',
+    'acknowledged',
+    'rejected',
+    'expired',
+    'abandoned',
+  ] as const);
+  /** Set by the metrics, where somebody reads them: milliseconds from `listen` to `peer_found`. */
+  onBegun: ((waitedMs: number) => void) | undefined;
+  /** Set by the metrics, where somebody reads them: milliseconds from `peer_found` to the end. */
+  onEnded: ((lastedMs: number) => void) | undefined;
+}
+
+function zeroes<K extends string>(keys: readonly K[]): Record<K, number> {
+  return Object.fromEntries(keys.map((key) => [key, 0])) as Record<K, number>;
+}
