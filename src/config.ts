@@ -75,6 +75,13 @@ function isHost(host: string): boolean {
   );
 }
 
+/** The host as another program on this machine can reach it. */
+export function connectable(host: string): string {
+  if (host === '0.0.0.0') return '127.0.0.1';
+  if (host === '::') return '[::1]';
+  return isIP(host) === 6 ? `[${host}]` : host;
+}
+
 const YES = ['1', 'true', 'yes'];
 const NO = ['0', 'false', 'no'];
 

@@ -1,7 +1,7 @@
 /** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
 import { isIP } from 'node:net';
 import { CallerResolver } from './client-ip.ts';
-import type { Config } from './config.ts';
+import { type Config, connectable } from './config.ts';
 import { createHttp } from './http.ts';
 import { createLog, type Log } from './log.ts';
 import { type BunServer, type Clock, Sockets } from './socket.ts';
@@ -246,11 +246,4 @@ async function listen<T>(
     }
     throw error;
   }
-}
-
-/** The host as another program on this machine can reach it. */
-export function connectable(host: string): string {
-  if (host === '0.0.0.0') return '127.0.0.1';
-  if (host === '::') return '[::1]';
-  return isIP(host) === 6 ? `[${host}]` : host;
 }
