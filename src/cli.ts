@@ -98,7 +98,7 @@ async function main(args: string[]): Promise<void> {
 main(process.argv.slice(2)).catch((error: Error & { code?: string }) => {
   const { code = '', message } = error;
   if (code === 'ERR_RELAY_CONFIG') fail(message, USAGE_ERROR);
-  if (code === 'ERR_RELAY_LISTEN') fail(message, FAILURE);
+  if (code === 'ERR_RELAY_LISTEN' || code === 'ERR_RELAY_TLS') fail(message, FAILURE);
   if (code.startsWith('ERR_PARSE_ARGS')) {
     fail(
       `${message.replaceAll(/\s+/g, ' ').replace(/\.?$/, '.')} See amesh-relay --help.`,

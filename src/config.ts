@@ -62,6 +62,18 @@ function seconds(env: string, normal: number, min: number, max: number, help: st
   } satisfies Setting<number, number>;
 }
 
+function file(env: string, help: string) {
+  return {
+    env,
+    default: undefined as string | undefined,
+    schema: z.string().min(1).optional(),
+    fromText: (text) => text,
+    accepts: 'the path of a file',
+    help,
+    shownDefault: '',
+  } satisfies Setting<string | undefined, string | undefined>;
+}
+
 const LABEL = /^(?!-)[a-z0-9_-]{1,63}(?<!-)$/i;
 
 /** An address, or a name that could be one: a last label of digits alone is a mistyped address. */
@@ -99,6 +111,12 @@ export const settings = {
     help: 'Address to listen on; :: takes IPv6 too.',
     shownDefault: '0.0.0.0',
   } satisfies Setting<string, string>,
+
+  /** File with the certificate chain in PEM, the server's own first; with `tlsKeyFile`. Default: no TLS. */
+  tlsCertFile: file('TLS_CERT_FILE', 'PEM file of the certificate chain, for TLS without a proxy.'),
+
+  /** File with the certificate's private key in PEM, without a passphrase; with `tlsCertFile`. Default: no TLS. */
+  tlsKeyFile: file('TLS_KEY_FILE', 'PEM file of its private key; both or neither.'),
 
   /** Which address counts as the client's: see the README. Default: the TCP peer's, proxy headers ignored. */
   trustProxy: {
@@ -339,6 +357,16 @@ function read(
       throw new ConfigError(`${label}: got ${JSON.stringify(text ?? value)}, expected ${accepts}`);
     }
     config[name] = result.data;
+  }
+  for (const [one, other] of [
+    ['tlsCertFile', 'tlsKeyFile'],
+    ['tlsKeyFile', 'tlsCertFile'],
+  ] as const) {
+    if (config[one] !== undefined && config[other] === undefined) {
+      throw new ConfigError(
+        `${get(other).label}: not set, but ${get(one).label} is; expected both or neither`,
+      );
+    }
   }
   return Object.freeze(config) as Config;
 }

@@ -7,8 +7,8 @@ const DEADLINE_MS = 1500;
 
 /** @returns 0 and nothing said when the relay is well, 1 and one line when it is not. */
 export async function health(args: string[]): Promise<number> {
-  const { host, port } = readArguments(args);
-  const url = `http://${connectable(host)}:${port}/health`;
+  const { host, port, tlsCertFile } = readArguments(args);
+  const url = `${tlsCertFile ? 'https' : 'http'}://${connectable(host)}:${port}/health`;
   const problem = await ask(url);
   if (problem) process.stderr.write(`amesh-relay: ${url}: ${problem}\n`);
   return problem ? 1 : 0;
@@ -19,7 +19,11 @@ async function ask(url: string): Promise<string | undefined> {
   // The relay is here, whatever proxy the environment names for the way out.
   process.env.NO_PROXY = '*';
   try {
-    const response = await fetch(url, { signal: AbortSignal.timeout(DEADLINE_MS) });
+    const response = await fetch(url, {
+      signal: AbortSignal.timeout(DEADLINE_MS),
+      // The certificate is for the relay's public name, and this asks by its local address.
+      tls: { rejectUnauthorized: false },
+    });
     const health = (await response.json().catch(() => null)) as { status?: unknown } | null;
     if (response.ok && health?.status === 'ok') return undefined;
     return `answered ${response.status} ${JSON.stringify(health?.status) ?? 'and is no relay'}`;
