@@ -51,7 +51,7 @@ function fail(message: string, code: number): never {
 }
 
 async function serve(args: string[]): Promise<void> {
-  const config = readArguments(args);
+  const config = await readArguments(args);
   const { RelayServer } = await import('./server.ts');
   const log = createLog(config.logLevel);
   const relay = new RelayServer(config, { log });

@@ -1,7 +1,6 @@
 /** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
-import { isIP } from 'node:net';
 import { CallerResolver } from './client-ip.ts';
-import { type Config, connectable } from './config.ts';
+import { type Config, connectable, isIP } from './config.ts';
 import { createHttp } from './http.ts';
 import { createLog, type Log } from './log.ts';
 import { type BunServer, type Clock, Sockets } from './socket.ts';
