@@ -45,25 +45,27 @@ async function behind(
   });
   const { port: relayPort } = await relay.start();
   cleanUps.push(() => relay.stop());
-  const port = await freePort();
-  const { command, scheme } = await start(relayPort, port);
-  const proxy = Bun.spawn(command, {
-    stdout: 'ignore',
-    stderr: 'pipe',
-    env: { ...process.env, HOME: folder },
-  });
-  cleanUps.push(async () => {
-    proxy.kill();
-    await proxy.exited;
-  });
-  const health = `${scheme.replace('ws', 'http')}://127.0.0.1:${port}/health`;
-  for (;;) {
-    if (proxy.exitCode !== null) throw new Error(await proxy.stderr.text());
-    const up = await fetch(health, { tls: { rejectUnauthorized: false } }).catch(() => undefined);
-    if (up?.ok) break;
-    await Bun.sleep(20);
+  // A port that was free a moment ago may be another program's now: then once more with another.
+  for (let attempt = 1; ; attempt += 1) {
+    const port = await freePort();
+    const { command, scheme } = await start(relayPort, port);
+    const proxy = Bun.spawn(command, {
+      stdout: 'ignore',
+      stderr: 'pipe',
+      env: { ...process.env, HOME: folder },
+    });
+    cleanUps.push(async () => {
+      proxy.kill();
+      await proxy.exited;
+    });
+    const health = `${scheme.replace('ws', 'http')}://127.0.0.1:${port}/health`;
+    while (proxy.exitCode === null) {
+      const up = await fetch(health, { tls: { rejectUnauthorized: false } }).catch(() => undefined);
+      if (up?.ok) return `${scheme}://127.0.0.1:${port}/ws`;
+      await Bun.sleep(20);
+    }
+    if (attempt === 3) throw new Error(await proxy.stderr.text());
   }
-  return `${scheme}://127.0.0.1:${port}/ws`;
 }
 
 /** What a socket of this client is answered to one frame. */
