@@ -3,6 +3,13 @@ import { CallerResolver } from './client-ip.ts';
 import { type Config, connectable, isIP } from './config.ts';
 import { createHttp } from './http.ts';
 import { createLog, type Log } from './log.ts';
+import {
+  ListenError,
+  type Relay,
+  type RelayAddress,
+  RelayStateError,
+  type StopOptions,
+} from './relay.ts';
 import { type BunServer, type Clock, Sockets } from './socket.ts';
 import type { TlsFiles } from './tls.ts';
 
@@ -14,51 +21,6 @@ const DRAIN_LOOK_MS = 50;
 const FAREWELL_MS = 500;
 /** The relay reads no body. */
 const MAX_REQUEST_BODY_BYTES = 1024;
-
-/** Where a relay listens. */
-export interface RelayAddress {
-  /** The host as configured. */
-  host: string;
-  /** The port in use, also where 0 was asked for. */
-  port: number;
-  /** The WebSocket URL, to be given to `amesh listen --relay`. */
-  url: string;
-}
-
-export interface StopOptions {
-  /**
-   * Let pairings under way finish first: `true` waits for as long as `drainMs` says, a number for at most that many
-   * milliseconds. Default: close everything at once.
-   */
-  drain?: boolean | number;
-}
-
-export interface Relay {
-  /**
-   * Starts to listen.
-   * @throws {RelayStateError} When it was started or stopped before.
-   * @throws {ListenError} When the address cannot be had.
-   * @throws {TlsError} When `tlsCertFile` or `tlsKeyFile` cannot be used.
-   */
-  start(): Promise<RelayAddress>;
-  /**
-   * Refuses newcomers, lets pairings finish where asked to, closes every socket with 1001 and frees the port.
-   * Can be called again: a second call without `drain` ends a drain that is under way.
-   */
-  stop(options?: StopOptions): Promise<void>;
-}
-
-/** A relay was asked for something that it can't do any more, or not yet. */
-export class RelayStateError extends Error {
-  override name = 'RelayStateError';
-  readonly code = 'ERR_RELAY_STATE';
-}
-
-/** The operating system would not give the address. */
-export class ListenError extends Error {
-  override name = 'ListenError';
-  readonly code = 'ERR_RELAY_LISTEN';
-}
 
 /** For tests, which bring a clock of their own, sweep by hand, and look inside. */
 export interface Internals {
