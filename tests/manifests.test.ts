@@ -122,6 +122,14 @@ describe('settings', () => {
   });
 });
 
+test('the table of AMESH_TRUST_PROXY has only values that are accepted', async () => {
+  const [, table = ''] = (await read('docs/self-hosting.md')).split('## Which `AMESH_TRUST_PROXY`');
+  const rules = [...table.matchAll(/^\| [^|]+ \| `([^`]+)`/gm)].map(([, rule]) => rule as string);
+  expect(rules.length).toBe(9);
+  for (const rule of rules)
+    expect(() => readEnvironment({ AMESH_TRUST_PROXY: rule })).not.toThrow();
+});
+
 test('every platform waits longer than a drain lasts', () => {
   const { preStop } = pod.containers[0].lifecycle;
   expect(pod.terminationGracePeriodSeconds).toBeGreaterThan(drainSeconds + preStop.sleep.seconds);
