@@ -49,16 +49,13 @@ describe('a pairing', () => {
   ])('the payload %.40p crosses byte for byte, however its JSON was written', async (payload) => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
-    const escaped = [...payload]
-      .map((c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`)
-      .join('');
+    const units = Array.from({ length: payload.length }, (_, i) => payload.charCodeAt(i));
+    const escaped = units.map((unit) => `\\u${unit.toString(16).padStart(4, '0')}`).join('');
     const forms = [
       JSON.stringify(data(payload)),
       ` {"x":{"payload":"no"}, "payload" : ${JSON.stringify(payload)} , "type":"data" } `,
       new TextEncoder().encode(JSON.stringify(data(payload))),
-      ...(payload.length < 100 && [...payload].length === payload.length
-        ? [`{"type":"data","payload":"${escaped}"}`]
-        : []),
+      ...(escaped.length < 60_000 ? [`{"type":"data","payload":"${escaped}"}`] : []),
     ];
     for (const form of forms) {
       target.send(form);
