@@ -1,4 +1,5 @@
 /** Who is calling: the address that every limit per client hangs on, behind whichever proxy. */
+import { isIPv4 } from 'node:net';
 import ipaddr from 'ipaddr.js';
 
 /** Which address to believe. `peer`: the TCP connection's; the others read a header that a proxy wrote. */
@@ -86,6 +87,8 @@ export class CallerResolver {
     const found = fromHeaders(this.#rule, headers);
     if (found) return found;
     if (!this.#warned) this.#look(headers);
+    // As the operating system writes it, IPv4 needs no parsing, and parsing costs more than all the rest of an upgrade.
+    if (peer !== undefined && isIPv4(peer)) return { client: peer, address: peer, source: 'peer' };
     const address = peer === undefined ? undefined : parseAddress(peer);
     return address
       ? caller(address, 'peer')
