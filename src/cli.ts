@@ -1,16 +1,27 @@
 /** The `amesh-relay` command. */
-import { parseArgs } from 'node:util';
 import pkg from '../package.json' with { type: 'json' };
-import { ConfigError, readEnvironment, settings, type SettingName } from './config.ts';
+import { readArguments } from './arguments.ts';
+import { settings } from './config.ts';
 import { createLog } from './log.ts';
-import { ListenError, RelayServer } from './server.ts';
 
 const USAGE_ERROR = 2;
 const FAILURE = 1;
 
+/**
+ * A subcommand: takes the arguments after its name, resolves to the exit code. What `parseArgs` throws, and a
+ * `ConfigError`, is told as wrong usage; help and version are answered before.
+ */
+export type Command = (args: string[]) => Promise<number>;
+
+/** Every subcommand, loaded only when it is the one that runs. */
+const commands: Record<string, () => Promise<Command>> = {
+  health: async () => (await import('./health.ts')).health,
+};
+
 const HELP = `amesh-relay ${pkg.version}: brings two amesh devices together by a 6-digit code, and forgets them.
 
-Usage: amesh-relay [options]
+Usage: amesh-relay [options]           Run the relay.
+       amesh-relay health [options]    Ask the relay on this machine: silent and 0 when well, one line and 1 when not.
 
 Options (they come before the environment):
   -p, --port <port>   ${settings.port.help} Default ${settings.port.shownDefault}.
@@ -39,40 +50,9 @@ function fail(message: string, code: number): never {
   process.exit(code);
 }
 
-function readArguments(): Partial<Record<SettingName, { label: string; text: string }>> {
-  const flags = (() => {
-    try {
-      return parseArgs({
-        options: {
-          port: { type: 'string', short: 'p' },
-          host: { type: 'string', short: 'H' },
-          help: { type: 'boolean', short: 'h' },
-          version: { type: 'boolean', short: 'v' },
-        },
-      }).values;
-    } catch (error) {
-      return fail(
-        `${(error as Error).message.split('\n')[0]} See amesh-relay --help.`,
-        USAGE_ERROR,
-      );
-    }
-  })();
-  if (flags.help) {
-    process.stdout.write(HELP);
-    process.exit(0);
-  }
-  if (flags.version) {
-    process.stdout.write(`${pkg.version}\n`);
-    process.exit(0);
-  }
-  return {
-    ...(flags.port !== undefined && { port: { label: '--port', text: flags.port } }),
-    ...(flags.host !== undefined && { host: { label: '--host', text: flags.host } }),
-  };
-}
-
-async function main(): Promise<void> {
-  const config = readEnvironment(process.env, readArguments());
+async function serve(args: string[]): Promise<void> {
+  const config = await readArguments(args);
+  const { RelayServer } = await import('./server.ts');
   const log = createLog(config.logLevel);
   const relay = new RelayServer(config, { log });
   const { host, port, url } = await relay.start();
@@ -100,8 +80,30 @@ async function main(): Promise<void> {
   process.on('SIGINT', stop);
 }
 
-main().catch((error: unknown) => {
-  if (error instanceof ConfigError) fail(error.message, USAGE_ERROR);
-  if (error instanceof ListenError) fail(error.message, FAILURE);
+async function main(args: string[]): Promise<void> {
+  if (args.includes('--help') || args.includes('-h')) {
+    process.stdout.write(HELP);
+    return;
+  }
+  if (args.includes('--version') || args.includes('-v')) {
+    process.stdout.write(`${pkg.version}\n`);
+    return;
+  }
+  const [name = '', ...rest] = args;
+  if (!Object.hasOwn(commands, name)) return serve(args);
+  const command = await commands[name]?.();
+  process.exit(await command?.(rest));
+}
+
+main(process.argv.slice(2)).catch((error: Error & { code?: string }) => {
+  const { code = '', message } = error;
+  if (code === 'ERR_RELAY_CONFIG') fail(message, USAGE_ERROR);
+  if (code === 'ERR_RELAY_LISTEN' || code === 'ERR_RELAY_TLS') fail(message, FAILURE);
+  if (code.startsWith('ERR_PARSE_ARGS')) {
+    fail(
+      `${message.replaceAll(/\s+/g, ' ').replace(/\.?$/, '.')} See amesh-relay --help.`,
+      USAGE_ERROR,
+    );
+  }
   throw error;
 });

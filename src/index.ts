@@ -17,6 +17,7 @@ export {
   RelayStateError,
   type StopOptions,
 } from './server.ts';
+export { TlsError } from './tls.ts';
 
 /**
  * Creates a relay; {@link Relay.start} makes it listen. Relays share nothing, so one process may hold several. The

@@ -11,11 +11,19 @@ export interface LogSink {
   write(line: string): unknown;
 }
 
+// process.stdout, without what loading it costs a start (several milliseconds) where nobody could read colours either.
+const stdout: LogSink = {
+  get isTTY() {
+    return Bun.enableANSIColors && process.stdout.isTTY;
+  },
+  write: (line) => console.log(line.slice(0, -1)),
+};
+
 /**
  * @param level Events below it are dropped; `silent` drops all.
  * @param sink Where the lines go. Default: stdout.
  */
-export function createLog(level: LogLevel, sink: LogSink = process.stdout): Log {
+export function createLog(level: LogLevel, sink: LogSink = stdout): Log {
   const format = sink.isTTY ? humanLine : jsonLine;
   const at = (name: Exclude<LogLevel, 'silent'>) => {
     if (LOG_LEVELS.indexOf(name) < LOG_LEVELS.indexOf(level)) return () => {};

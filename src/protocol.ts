@@ -2,10 +2,10 @@
  * The whole wire on one page: what a client may say, what the relay answers, and the codes of both.
  * `PROTOCOL.md` explains it; this file is what runs.
  */
-import { z } from 'zod';
+import * as z from 'zod/mini';
 
-const otc = z.string().regex(/^[0-9]{6}$/);
-const jti = z.string().min(1).max(128);
+const otc = z.string().check(z.regex(/^[0-9]{6}$/));
+const jti = z.string().check(z.minLength(1), z.maxLength(128));
 
 /** What a client may send, by the frame's `type`. Unnamed fields are dropped. */
 export const clientMessages = {
@@ -24,15 +24,15 @@ export const clientMessages = {
     .object({
       type: z.literal('bootstrap_ack'),
       jti,
-      publicKey: z.string().optional(),
-      controllerPubKey: z.string().optional(),
+      publicKey: z.optional(z.string()),
+      controllerPubKey: z.optional(z.string()),
       controllerSig: z.string(),
     })
-    .refine((ack) => ack.publicKey !== undefined || ack.controllerPubKey !== undefined),
+    .check(z.refine((ack) => ack.publicKey !== undefined || ack.controllerPubKey !== undefined)),
   bootstrap_reject: z.object({
     type: z.literal('bootstrap_reject'),
     jti,
-    error: z.string().optional(),
+    error: z.optional(z.string()),
   }),
 } as const;
 

@@ -1,10 +1,10 @@
 /** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
-import { isIP } from 'node:net';
 import { CallerResolver } from './client-ip.ts';
-import type { Config } from './config.ts';
+import { type Config, connectable, isIP } from './config.ts';
 import { createHttp } from './http.ts';
 import { createLog, type Log } from './log.ts';
 import { type BunServer, type Clock, Sockets } from './socket.ts';
+import type { TlsFiles } from './tls.ts';
 
 const SWEEP_EVERY_MS = 1000;
 const SUMMARY_EVERY_MS = 60_000;
@@ -38,6 +38,7 @@ export interface Relay {
    * Starts to listen.
    * @throws {RelayStateError} When it was started or stopped before.
    * @throws {ListenError} When the address cannot be had.
+   * @throws {TlsError} When `tlsCertFile` or `tlsKeyFile` cannot be used.
    */
   start(): Promise<RelayAddress>;
   /**
@@ -95,8 +96,9 @@ export class RelayServer implements Relay {
     }
     this.#state = 'started';
     const { host, port, metricsPort, metricsHost = host } = this.#config;
+    const tls = await this.#tls();
     this.#server = await listen('HOST or --host', 'PORT or --port', host, port, () =>
-      this.#serve(host, port),
+      this.#serve(host, port, tls),
     );
     if (metricsPort !== undefined) {
       const { serveMetrics } = await import('./metrics.ts');
@@ -114,7 +116,7 @@ export class RelayServer implements Relay {
       setInterval(this.#summary(), SUMMARY_EVERY_MS),
     ];
     const bound = this.#server.port as number;
-    return { host, port: bound, url: `ws://${connectable(host)}:${bound}/ws` };
+    return { host, port: bound, url: `${tls ? 'wss' : 'ws'}://${connectable(host)}:${bound}/ws` };
   }
 
   async stop({ drain = false }: StopOptions = {}): Promise<void> {
@@ -149,7 +151,14 @@ export class RelayServer implements Relay {
     clearTimeout(deadline);
   }
 
-  #serve(hostname: string, port: number): BunServer {
+  async #tls(): Promise<TlsFiles | undefined> {
+    const { tlsCertFile, tlsKeyFile } = this.#config;
+    if (tlsCertFile === undefined || tlsKeyFile === undefined) return undefined;
+    const { readTls } = await import('./tls.ts');
+    return readTls(tlsCertFile, tlsKeyFile);
+  }
+
+  #serve(hostname: string, port: number, tls: TlsFiles | undefined): BunServer {
     const http = createHttp(() => ({
       status: this.sockets.draining ? 'draining' : 'ok',
       sessions: this.sockets.pairing.size,
@@ -157,6 +166,7 @@ export class RelayServer implements Relay {
     return Bun.serve({
       hostname,
       port,
+      ...(tls && { tls }),
       routes: {
         // Here and not in Hono, where an upgrade costs a tenth of a whole pairing.
         '/ws': {
@@ -246,11 +256,4 @@ async function listen<T>(
     }
     throw error;
   }
-}
-
-/** The host as another program on this machine can reach it. */
-export function connectable(host: string): string {
-  if (host === '0.0.0.0') return '127.0.0.1';
-  if (host === '::') return '[::1]';
-  return isIP(host) === 6 ? `[${host}]` : host;
 }
