@@ -1,5 +1,4 @@
 /** Who is calling: the address that every limit per client hangs on, behind whichever proxy. */
-import { isIPv4 } from 'node:net';
 import ipaddr from 'ipaddr.js';
 
 /** Which address to believe. `peer`: the TCP connection's; the others read a header that a proxy wrote. */
@@ -88,7 +87,8 @@ export class CallerResolver {
     if (found) return found;
     if (!this.#warned) this.#look(headers);
     // As the operating system writes it, IPv4 needs no parsing, and parsing costs more than all the rest of an upgrade.
-    if (peer !== undefined && isIPv4(peer)) return { client: peer, address: peer, source: 'peer' };
+    if (peer !== undefined && ipaddr.IPv4.isValidFourPartDecimal(peer))
+      return { client: peer, address: peer, source: 'peer' };
     const address = peer === undefined ? undefined : parseAddress(peer);
     return address
       ? caller(address, 'peer')

@@ -159,10 +159,22 @@ export class RelayServer implements Relay {
   }
 
   #serve(hostname: string, port: number, tls: TlsFiles | undefined): BunServer {
-    const http = createHttp(() => ({
-      status: this.sockets.draining ? 'draining' : 'ok',
-      sessions: this.sockets.pairing.size,
-    }));
+    const { page, trustProxy } = this.#config;
+    const http = createHttp(
+      () => ({
+        status: this.sockets.draining ? 'draining' : 'ok',
+        sessions: this.sockets.pairing.size,
+      }),
+      page
+        ? {
+            caller: (headers, peer) => this.#callers.resolve(headers, peer),
+            isSecure: (headers) =>
+              tls !== undefined ||
+              (trustProxy.by !== 'peer' &&
+                /^https\b/i.test(headers.get('x-forwarded-proto') ?? '')),
+          }
+        : undefined,
+    );
     return Bun.serve({
       hostname,
       port,
@@ -174,7 +186,7 @@ export class RelayServer implements Relay {
             this.#upgrade(request, server) ? undefined : http.fetch(request),
         },
       },
-      fetch: (request) => http.fetch(request),
+      fetch: (request, server) => http.fetch(request, { peer: server.requestIP(request)?.address }),
       error: () => Response.json({ error: 'internal_error' }, { status: 500 }),
       websocket: this.sockets.handlers,
       maxRequestBodySize: MAX_REQUEST_BODY_BYTES,
