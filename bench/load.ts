@@ -90,7 +90,6 @@ class Device {
   #arrived: string[] = [];
   #awaited: ((type: string) => void) | undefined;
   #leaving = false;
-  #stillThere: (() => boolean) | undefined;
 
   static async open({ port }: Goal, path: string): Promise<Device> {
     const device = new Device();
@@ -136,8 +135,8 @@ class Device {
     if (!this.#isUpgraded) {
       const end = bytes.indexOf('\r\n\r\n');
       if (end < 0) return void (this.#rest = Buffer.from(bytes));
-      if (!bytes.latin1Slice(0, 12).endsWith('101')) {
-        return this.failed(new Error(`no upgrade: ${bytes.latin1Slice(0, end)}`));
+      if (!bytes.toString('latin1', 0, 12).endsWith('101')) {
+        return this.failed(new Error(`no upgrade: ${bytes.toString('latin1', 0, end)}`));
       }
       this.#isUpgraded = true;
       this.#upgraded.resolve();
@@ -172,7 +171,7 @@ class Device {
     if (this.onFrame) return this.onFrame();
     // Every frame of every server starts with {"type":"…
     const start = from + '{"type":"'.length;
-    const type = bytes.latin1Slice(start, bytes.indexOf(0x22, start));
+    const type = bytes.toString('latin1', start, bytes.indexOf(0x22, start));
     if (this.#awaited) this.#awaited(type);
     else this.#arrived.push(type);
   }
@@ -292,37 +291,42 @@ export async function endSessions(open: Session[]): Promise<void> {
   );
 }
 
+/** Frames of 1 KiB that a session may exchange: below the 5 MiB that the relay lets a session carry. */
+const FRAMES_PER_SESSION = 5000;
+
 /**
- * Each session plays ping-pong with frames of 1 KiB.
- * @param rounds There-and-backs in each session: `2 * burst` frames each.
+ * Each session plays ping-pong with frames of 1 KiB, for that long or until it has carried what it may.
  * @param burst Frames sent at a time, in one write.
  * @returns Frames forwarded.
  */
 export async function pingPong(
   { dialect }: Goal,
   open: Session[],
-  rounds: number,
+  seconds: number,
   burst: number,
 ): Promise<number> {
   const payload = 'A'.repeat(1024);
+  const end = performance.now() + seconds * 1000;
+  let frames = 0;
   await within(
-    PATIENCE_MS,
+    seconds * 1000 + PATIENCE_MS,
     open.map(async (session) => {
       const { promise, resolve } = Promise.withResolvers<void>();
       const ping = repeat(text(dialect.data('target', session.code, payload)), burst);
       const pong = repeat(text(dialect.data('controller', session.code, payload)), burst);
-      let left = rounds;
+      let left = Math.floor(FRAMES_PER_SESSION / (2 * burst));
       session.controller.onFrame = every(burst, () => session.controller.send(pong));
       session.target.onFrame = every(burst, () => {
+        frames += 2 * burst;
         left -= 1;
-        if (left === 0) resolve();
+        if (left === 0 || performance.now() >= end) resolve();
         else session.target.send(ping);
       });
       session.target.send(ping);
       await promise;
     }),
   );
-  return open.length * rounds * 2 * burst;
+  return frames;
 }
 
 /** Sockets that wait on a code each, opened a hundred at a time. */

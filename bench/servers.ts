@@ -54,7 +54,6 @@ export async function startServer({ command, dialect }: Contestant): Promise<Run
     stdin: 'ignore',
     stdout: 'pipe',
     stderr: 'inherit',
-    timeout: undefined,
   });
   const deadline = setTimeout(() => child.kill('SIGKILL'), START_DEADLINE_MS);
   const output = child.stdout.getReader();
@@ -66,7 +65,7 @@ export async function startServer({ command, dialect }: Contestant): Promise<Run
     const port = /"port":(\d+)/.exec(said)?.[1];
     if (port === undefined) continue;
     clearTimeout(deadline);
-    void drain(output);
+    void skip(output);
     return new RunningServer(child, { port: Number(port), dialect });
   }
 }
@@ -100,6 +99,6 @@ export class RunningServer {
 }
 
 /** A server that logs must not find its pipe full. */
-async function drain(output: ReadableStreamDefaultReader): Promise<void> {
+async function skip(output: { read(): Promise<{ done: boolean }> }): Promise<void> {
   while (!(await output.read()).done);
 }

@@ -12,7 +12,7 @@ const peerFound = JSON.stringify({ type: 'peer_found' });
 const server = Bun.serve<Socket>({
   port: 0,
   routes: {
-    '/ws': (request, server) => {
+    '/ws': (request: Request, server: Bun.Server<Socket>) => {
       server.upgrade(request, { data: { code: '' } });
     },
     '/health': () => new Response('ok'),

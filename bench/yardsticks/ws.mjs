@@ -7,14 +7,18 @@ const peerFound = JSON.stringify({ type: 'peer_found' });
 
 const waiting = new Map();
 const http = createServer((_request, response) => response.end('ok'));
-const sockets = new WebSocketServer({ server: http, clientTracking: false, perMessageDeflate: false });
+const sockets = new WebSocketServer({
+  server: http,
+  clientTracking: false,
+  perMessageDeflate: false,
+});
 
 sockets.on('connection', (ws) => {
   let code;
   let peer;
   ws.meet = (other) => (peer = other);
   ws.on('message', (frame) => {
-    const text = frame.toString();
+    const text = /** @type {Buffer} */ (frame).toString('utf8');
     const message = JSON.parse(text);
     if (message.type === 'data') {
       peer.send(text);
