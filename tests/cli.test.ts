@@ -208,6 +208,33 @@ test('no log line names a code, a payload, a token or an address', async () => {
   for (const secret of ['482916', '482917', 'the-', '127.0.0.1']) expect(log).not.toContain(secret);
 });
 
+test.each([
+  ['that nobody reads', 'sleep 60'],
+  ['whose reader has died', 'exit'],
+])('a stdout %s neither ends the relay nor holds it up', async (_what, reader) => {
+  const { port } = await startRelay();
+  const free = port + 1;
+  const command = `"${process.execPath}" "${COMMAND}" --port ${free} --host 127.0.0.1 | { read first; ${reader}; }`;
+  const shell = Bun.spawn(['sh', '-c', command], {
+    env: { PATH: process.env.PATH, LOG_LEVEL: 'debug' },
+    detached: true,
+  });
+  afterThisTest(() => process.kill(-shell.pid, 'SIGKILL'));
+  const url = `ws://127.0.0.1:${free}/ws`;
+  let client = await openClient(url).catch(() => undefined);
+  for (const deadline = performance.now() + 4000; !client && performance.now() < deadline;) {
+    client = await openClient(url).catch(() => undefined);
+  }
+  // Two lines each: more than the 64 KiB that a pipe holds.
+  for (let i = 0; i < 400; i += 1) {
+    for (let j = 0; j < 2; j += 1) await client?.refused('null', 'invalid_message');
+    const next = await openClient(url);
+    client?.close();
+    client = next;
+  }
+  expect(client).toBeDefined();
+});
+
 test('AMESH_LOG_CLIENTS=1 names addresses, since the operator asked', async () => {
   const { child, url, lines, ended } = await serve({ AMESH_LOG_CLIENTS: '1' });
   const client = await openClient(url);
