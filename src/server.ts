@@ -76,6 +76,7 @@ export class RelayServer implements Relay {
   #metrics: { port: number; stop: () => Promise<void> } | undefined;
   #timers: NodeJS.Timeout[] = [];
   #state: 'new' | 'started' | 'stopped' = 'new';
+  #started: Promise<RelayAddress> | undefined;
   #stopped: Promise<void> | undefined;
 
   constructor(config: Config, { now = () => performance.now(), log }: Internals = {}) {
@@ -95,6 +96,11 @@ export class RelayServer implements Relay {
       throw new RelayStateError(`the relay is ${this.#state} already; create another one`);
     }
     this.#state = 'started';
+    this.#started = this.#start();
+    return this.#started;
+  }
+
+  async #start(): Promise<RelayAddress> {
     const { host, port, metricsPort, metricsHost = host } = this.#config;
     const tls = await this.#tls();
     this.#server = await listen('HOST or --host', 'PORT or --port', host, port, () =>
@@ -107,7 +113,7 @@ export class RelayServer implements Relay {
           serveMetrics(this.sockets, metricsHost, metricsPort),
         );
       } catch (error) {
-        await this.stop();
+        await this.#server.stop(true);
         throw error;
       }
     }
@@ -128,6 +134,8 @@ export class RelayServer implements Relay {
   async #shutDown(drainMs: number): Promise<void> {
     this.#state = 'stopped';
     this.sockets.draining = true;
+    // Told to stop while it starts, or after it could not: whatever there is by then is what to shut down.
+    await this.#started?.catch(() => {});
     const server = this.#server;
     if (!server) return;
     if (drainMs > 0) await this.#drain(drainMs);

@@ -146,6 +146,14 @@ describe('the library', () => {
     expect(relay.start()).rejects.toThrow('stopped already');
   });
 
+  test('can be stopped while it starts', async () => {
+    const relay = await createRelayServer({ port: 0, host: 'localhost', logLevel: 'silent' });
+    const starting = relay.start();
+    await relay.stop();
+    const { port } = await starting;
+    expect(fetch(`http://localhost:${port}/health`)).rejects.toThrow();
+  });
+
   test('leaves no timer, socket or listener that would keep the process alive', async () => {
     const program = `
       import { createRelayServer } from '${import.meta.dir}/../src/index.ts';
