@@ -64,15 +64,8 @@ async function serve(args: string[]): Promise<void> {
   const { host, port, url } = await relay.start();
   const health = `${url.replace(/^ws/, 'http').slice(0, -'/ws'.length)}/health`;
   const metrics = relay.metricsPort;
-  log.info('listening', {
-    websocket: url,
-    health,
-    host,
-    port,
-    version: pkg.version,
-    metrics,
-    settings: config,
-  });
+  log.info('listening', { websocket: url, health, host, port, version: pkg.version, metrics });
+  log.info('settings', config);
 
   let drain = true;
   const stop = (): void => {

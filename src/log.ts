@@ -67,8 +67,10 @@ function jsonLine(level: string, msg: string, fields: Fields): string {
 
 function humanLine(level: string, message: string, fields: Fields): string {
   const time = new Date().toTimeString().slice(0, 8);
-  const rest = Object.entries(fields).map(
-    ([name, value]) => `  ${name}=${typeof value === 'string' ? value : JSON.stringify(value)}`,
-  );
+  const rest = Object.entries(fields)
+    .filter(([, value]) => value !== undefined)
+    .map(
+      ([name, value]) => `  ${name}=${typeof value === 'string' ? value : JSON.stringify(value)}`,
+    );
   return `${time} ${level.padEnd(5)} ${message}${rest.join('')}\n`;
 }

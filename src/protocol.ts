@@ -51,12 +51,17 @@ export interface Malformed {
   jti?: string;
 }
 
-// oxlint-disable-next-line no-control-regex -- JSON forbids them bare in a string
-const canonicalData = /^\{"type":"data","payload":"[^"\\\u0000-\u001f]*"\}$/;
+const DATA_HEAD = '{"type":"data","payload":"';
+const DATA_TAIL = '"}';
+// What ends a JSON string, or can't stand in one bare. Looking for the first costs a fifth of matching all the others.
+// oxlint-disable-next-line no-control-regex
+const special = /["\\\u0000-\u001f]/g;
 
 /** Whether a frame is exactly what {@link frames.data} would write for it, so that it can be forwarded as it came. */
 export function isCanonicalData(text: string): boolean {
-  return canonicalData.test(text);
+  if (!text.startsWith(DATA_HEAD) || !text.endsWith(DATA_TAIL)) return false;
+  special.lastIndex = DATA_HEAD.length;
+  return special.test(text) && special.lastIndex === text.length - 1;
 }
 
 /** The two frames of every pairing, as every client writes them: read without the long way round. */

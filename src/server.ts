@@ -119,7 +119,7 @@ export class RelayServer implements Relay {
     }
     this.#timers = [
       setInterval(() => this.#sweep(), SWEEP_EVERY_MS),
-      setInterval(this.#summary(), SUMMARY_EVERY_MS),
+      setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
     ];
     const bound = this.#server.port as number;
     return { host, port: bound, url: `${tls ? 'wss' : 'ws'}://${connectable(host)}:${bound}/ws` };
@@ -211,31 +211,11 @@ export class RelayServer implements Relay {
     if (this.sockets.sweep()) setImmediate(() => this.#sweep());
   }
 
-  /** Logs what happened since the last time, where anything did. */
-  #summary(): () => void {
-    let before = { connections: 0, pairings: 0, refusals: 0, frames: 0 };
-    return () => {
-      const { stats } = this.sockets;
-      const total = {
-        connections: stats.connectionsAccepted,
-        pairings: stats.completed,
-        refusals: Object.values(stats.refusals).reduce((sum, count) => sum + count, 0),
-        frames: stats.framesForwarded,
-      };
-      const since = {
-        connections: total.connections - before.connections,
-        pairings: total.pairings - before.pairings,
-        refusals: total.refusals - before.refusals,
-        frames: total.frames - before.frames,
-      };
-      before = total;
-      if (since.connections + since.refusals + since.frames === 0) return;
-      this.#log.info('last minute', {
-        ...since,
-        open: this.sockets.connections,
-        sessions: this.sockets.pairing.size,
-      });
-    };
+  #summarise(): void {
+    const summary = this.sockets.stats.sinceLast();
+    if (!summary) return;
+    const { connections, pairing } = this.sockets;
+    this.#log.info('last minute', { ...summary, open: connections, sessions: pairing.size });
   }
 }
 

@@ -1,11 +1,12 @@
 import { expect, test } from 'bun:test';
+import { Stats } from '../src/stats.ts';
 import { createLog, type LogLevel } from '../src/log.ts';
 
 function lines(level: LogLevel, isTTY = false): string[] {
   const written: string[] = [];
   const log = createLog(level, { isTTY, write: (line) => written.push(line) });
   log.debug('d');
-  log.info('i', { port: 3001 });
+  log.info('i', { port: 3001, metrics: undefined });
   log.warn('w');
   log.error('e', { name: 'TypeError' });
   return written;
@@ -31,4 +32,15 @@ test.each([
 
 test('plain words at a terminal', () => {
   expect(lines('info', true)[0]).toMatch(/^\d\d:\d\d:\d\d info {2}i {2}port=3001\n$/);
+});
+
+test('a summary counts from the last one, and there is none where nothing happened', () => {
+  const stats = new Stats();
+  expect(stats.sinceLast()).toBeUndefined();
+  stats.connectionsAccepted += 2;
+  stats.refusals.no_session += 3;
+  expect(stats.sinceLast()).toMatchObject({ connections: 2, refusals: 3, pairings: 0 });
+  stats.refusals.otc_in_use += 1;
+  expect(stats.sinceLast()).toMatchObject({ connections: 0, refusals: 1 });
+  expect(stats.sinceLast()).toBeUndefined();
 });

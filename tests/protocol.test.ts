@@ -150,6 +150,7 @@ describe('canonical data', () => {
     ['{"type":"data","payload":"\n"}', false],
     ['{"type":"data","payload":"\0"}', false],
     ['{"type":"data","payload":"a}', false],
+    ['{"type":"data","payload":"}', false],
     ['{"type":"data","payload":"a"', false],
     ['{"type":"done"}', false],
   ])('%p: %p', (text, canonical) => {
