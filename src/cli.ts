@@ -16,12 +16,18 @@ export type Command = (args: string[]) => Promise<number>;
 /** Every subcommand, loaded only when it is the one that runs. */
 const commands: Record<string, () => Promise<Command>> = {
   health: async () => (await import('./health.ts')).health,
+  check: async () => (await import('./check.ts')).check,
 };
 
 const HELP = `amesh-relay ${pkg.version}: brings two amesh devices together by a 6-digit code, and forgets them.
 
 Usage: amesh-relay [options]           Run the relay.
        amesh-relay health [options]    Ask the relay on this machine: silent and 0 when well, one line and 1 when not.
+       amesh-relay check [URL] [--json] [--wait <s>] [--idle <s>]
+                                       Pair with oneself through a relay and whatever stands in front of it, step by
+                                       step: 0 when a device gets through, 1 when not. URL: ws://127.0.0.1:3001/ws.
+                                       --wait for a relay that is still coming up, --idle for a proxy that cuts quiet
+                                       sockets (90, say), --json for machines.
 
 Options (they come before the environment):
   -p, --port <port>   ${settings.port.help} Default ${settings.port.shownDefault}.
@@ -58,15 +64,8 @@ async function serve(args: string[]): Promise<void> {
   const { host, port, url } = await relay.start();
   const health = `${url.replace(/^ws/, 'http').slice(0, -'/ws'.length)}/health`;
   const metrics = relay.metricsPort;
-  log.info('listening', {
-    websocket: url,
-    health,
-    host,
-    port,
-    version: pkg.version,
-    metrics,
-    settings: config,
-  });
+  log.info('listening', { websocket: url, health, host, port, version: pkg.version, metrics });
+  log.info('settings', config);
 
   let drain = true;
   const stop = (): void => {

@@ -59,6 +59,22 @@ function seconds(env: string, normal: number, min: number, max: number, help: st
   } satisfies Setting<number, number>;
 }
 
+const YES = ['1', 'true', 'yes'];
+const NO = ['0', 'false', 'no'];
+
+function flag(env: string, normal: boolean, help: string) {
+  return {
+    env,
+    default: normal,
+    schema: z.boolean(),
+    fromText: (text) =>
+      YES.includes(text.toLowerCase()) ? true : NO.includes(text.toLowerCase()) ? false : text,
+    accepts: `${YES.join(', ')} or ${NO.join(', ')} (as an option, true or false)`,
+    help,
+    shownDefault: normal ? '1' : '0',
+  } satisfies Setting<boolean, boolean>;
+}
+
 function file(env: string, help: string) {
   return {
     env,
@@ -95,9 +111,6 @@ export function connectable(host: string): string {
   if (host === '::') return '[::1]';
   return ipaddr.IPv6.isValid(host) ? `[${host}]` : host;
 }
-
-const YES = ['1', 'true', 'yes'];
-const NO = ['0', 'false', 'no'];
 
 export const settings = {
   /** TCP port to listen on; 0 takes a free one. Default 3001. */
@@ -276,16 +289,14 @@ export const settings = {
   } satisfies Setting<LogLevel, LogLevel>,
 
   /** Whether the log names clients' addresses. Default false. */
-  logClients: {
-    env: 'AMESH_LOG_CLIENTS',
-    default: false as boolean,
-    schema: z.boolean(),
-    fromText: (text) =>
-      YES.includes(text.toLowerCase()) ? true : NO.includes(text.toLowerCase()) ? false : text,
-    accepts: `${YES.join(', ')} or ${NO.join(', ')} (as an option, true or false)`,
-    help: '`1` logs each client’s address and what it was refused.',
-    shownDefault: '0',
-  } satisfies Setting<boolean, boolean>,
+  logClients: flag(
+    'AMESH_LOG_CLIENTS',
+    false,
+    '`1` logs each client’s address and what it was refused.',
+  ),
+
+  /** Whether `GET /` answers, a browser with a page and anyone else with JSON. Default true. */
+  page: flag('AMESH_PAGE', true, '`0` turns the page at `/` off.'),
 
   /** Port for Prometheus at `/metrics`; 0 takes a free one. Default: no metrics. */
   metricsPort: {

@@ -1,7 +1,10 @@
 /** What the relay says over plain HTTP. */
 import { zValidator } from '@hono/zod-validator';
 import { Hono } from 'hono';
+import { accepts } from 'hono/accepts';
 import * as z from 'zod/mini';
+import pkg from '../package.json' with { type: 'json' };
+import type { Caller } from './client-ip.ts';
 
 export interface Health {
   status: 'ok' | 'draining';
@@ -18,8 +21,60 @@ const upgradeHeaders = z.object({
     .check(z.regex(/^[A-Za-z0-9+/]{22}==$/, 'must be 16 bytes in base64')),
 });
 
-export function createHttp(health: () => Health): Hono {
-  const http = new Hono();
+/** What `GET /` has to ask for; without it, there is no `/`. */
+export interface Surroundings {
+  caller: (headers: Headers, peer: string | undefined) => Caller;
+  /** Whether the caller speaks TLS, to this relay or to the proxy in front. */
+  isSecure: (headers: Headers) => boolean;
+}
+
+/** What `GET /` tells. */
+export interface Facts {
+  name: string;
+  version: string;
+  /** The WebSocket URL as the caller would write it. */
+  websocket: string;
+  /** The address that the relay sees the caller under, and where it was taken from. */
+  client: { address: string; source: string };
+}
+
+type Environment = { Bindings: { peer?: string | undefined } };
+
+/** A name or an address with or without a port: nothing else is repeated to anyone. */
+const HOST = /^(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?$/i;
+
+export function createHttp(
+  health: () => Health,
+  surroundings: Surroundings | undefined,
+): Hono<Environment> {
+  const http = new Hono<Environment>();
+
+  if (surroundings) {
+    const { caller, isSecure } = surroundings;
+    http.get('/', async (c) => {
+      const { headers } = c.req.raw;
+      const host = headers.get('host') ?? '';
+      if (!HOST.test(host)) return c.json({ error: 'invalid_host' }, 400);
+      const { address, source } = caller(headers, c.env.peer);
+      const facts: Facts = {
+        name: pkg.name,
+        version: pkg.version,
+        websocket: `${isSecure(headers) ? 'wss' : 'ws'}://${host}/ws`,
+        client: { address, source },
+      };
+      c.header('cache-control', 'no-store');
+      c.header('vary', 'accept');
+      c.header('x-content-type-options', 'nosniff');
+      const type = accepts(c, {
+        header: 'Accept',
+        supports: ['application/json', 'text/html'],
+        default: 'application/json',
+      });
+      if (type === 'application/json') return c.json(facts);
+      const { servePage } = await import('./page.ts');
+      return servePage(c, facts, health());
+    });
+  }
 
   http.get('/health', (c) => {
     const now = health();
@@ -42,7 +97,8 @@ export function createHttp(health: () => Health): Hono {
     (c) => c.json({ error: 'upgrade_failed', message: 'The WebSocket handshake failed.' }, 400),
   );
 
-  http.on(['POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'], ['/health', '/ws'], (c) =>
+  const paths = ['/health', '/ws', ...(surroundings ? ['/'] : [])];
+  http.on(['POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'], paths, (c) =>
     c.json({ error: 'method_not_allowed' }, 405, { allow: 'GET, HEAD' }),
   );
   http.notFound((c) => c.json({ error: 'not_found' }, 404));

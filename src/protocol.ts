@@ -3,6 +3,9 @@
  * `PROTOCOL.md` explains it; this file is what runs.
  */
 import * as z from 'zod/mini';
+import { errorCodes, type ErrorCode } from './codes.ts';
+
+export * from './codes.ts';
 
 const otc = z.string().check(z.regex(/^[0-9]{6}$/));
 const jti = z.string().check(z.minLength(1), z.maxLength(128));
@@ -41,58 +44,6 @@ export type ClientMessage = {
   [T in keyof ClientMessages]: z.infer<ClientMessages[T]>;
 }[keyof ClientMessages];
 
-/** Every code that an `error` frame can carry, and when it does. */
-export const errorCodes = {
-  invalid_message: 'not JSON, not an object, or a field of the wrong type',
-  unknown_type: 'no such message type',
-  invalid_otc: 'the code is not a string of six ASCII digits',
-  otc_in_use: 'another target waits on this code, or it is burned for a minute; choose a new one',
-  otc_not_found: 'nobody waits on this code',
-  otc_expired: 'the session ran out of time',
-  peer_already_connected: 'another controller came first',
-  peer_not_connected: 'the other side has not come yet',
-  peer_disconnected: 'the other side left',
-  already_in_session: 'this socket is in a session already',
-  no_session: 'this socket is in no session',
-  session_data_limit: 'more was sent than a session may carry',
-  rate_limited: 'too many attempts from this client; wait a minute',
-  relay_capacity: 'the relay holds as much as it may',
-  relay_draining: 'the relay is about to stop; connect again to reach another',
-  relay_unavailable: 'the instances behind this relay cannot reach each other',
-  missing_jti: 'the token id is missing',
-  invalid_jti: 'the token id is not a string of 1 to 128 characters',
-  jti_already_watched: 'another socket watches this token id',
-  not_watching: 'this socket does not watch this token id',
-  watch_expired: 'the watch ran out of time',
-} as const;
-
-export type ErrorCode = keyof typeof errorCodes;
-
-/** The `error` of a `bootstrap_reject` that the relay itself sends, beside the error codes. */
-export const rejectReasons = {
-  token_already_used: 'this token id was announced before',
-  no_watcher: 'no controller watches this token id; it stays unused',
-  watcher_disconnected: 'the controller left before it answered',
-  relay_overloaded: 'the list of used token ids is full',
-} as const;
-
-export type RejectReason = keyof typeof rejectReasons | ErrorCode;
-
-/** Why the relay closes a socket: WebSocket close code and reason. */
-export const closes = {
-  shutting_down: { code: 1001, reason: 'relay_shutting_down' },
-  too_many_errors: { code: 1008, reason: 'too_many_errors' },
-  too_many_frames: { code: 1008, reason: 'too_many_frames' },
-  internal_error: { code: 1011, reason: 'internal_error' },
-  too_many_connections: { code: 1013, reason: 'too_many_connections' },
-  session_expired: { code: 4001, reason: 'session_expired' },
-  idle: { code: 4002, reason: 'idle' },
-  session_data_limit: { code: 4003, reason: 'session_data_limit' },
-  slow_consumer: { code: 4004, reason: 'slow_consumer' },
-} as const;
-
-export type Close = keyof typeof closes;
-
 /** A frame that could not be read, and what could be told of it: who sent an unreadable init waits for its jti. */
 export interface Malformed {
   malformed: ErrorCode;
@@ -100,16 +51,26 @@ export interface Malformed {
   jti?: string;
 }
 
-// oxlint-disable-next-line no-control-regex -- JSON forbids them bare in a string
-const canonicalData = /^\{"type":"data","payload":"[^"\\\u0000-\u001f]*"\}$/;
+const DATA_HEAD = '{"type":"data","payload":"';
+const DATA_TAIL = '"}';
+// What ends a JSON string, or can't stand in one bare. Looking for the first costs a fifth of matching all the others.
+// oxlint-disable-next-line no-control-regex
+const special = /["\\\u0000-\u001f]/g;
 
 /** Whether a frame is exactly what {@link frames.data} would write for it, so that it can be forwarded as it came. */
 export function isCanonicalData(text: string): boolean {
-  return canonicalData.test(text);
+  if (!text.startsWith(DATA_HEAD) || !text.endsWith(DATA_TAIL)) return false;
+  special.lastIndex = DATA_HEAD.length;
+  return special.test(text) && special.lastIndex === text.length - 1;
 }
+
+/** The two frames of every pairing, as every client writes them: read without the long way round. */
+const canonicalCode = /^\{"type":"(listen|connect)","otc":"([0-9]{6})"\}$/;
 
 /** Reads one frame. Never throws: what is no message comes back with its error code. */
 export function parse(text: string): ClientMessage | Malformed {
+  const code = canonicalCode.exec(text);
+  if (code) return { type: code[1], otc: code[2] } as ClientMessage;
   let value: unknown;
   try {
     value = JSON.parse(text);

@@ -38,6 +38,7 @@ export class RelayServer implements Relay {
   #metrics: { port: number; stop: () => Promise<void> } | undefined;
   #timers: NodeJS.Timeout[] = [];
   #state: 'new' | 'started' | 'stopped' = 'new';
+  #started: Promise<RelayAddress> | undefined;
   #stopped: Promise<void> | undefined;
 
   constructor(config: Config, { now = () => performance.now(), log }: Internals = {}) {
@@ -57,6 +58,11 @@ export class RelayServer implements Relay {
       throw new RelayStateError(`the relay is ${this.#state} already; create another one`);
     }
     this.#state = 'started';
+    this.#started = this.#start();
+    return this.#started;
+  }
+
+  async #start(): Promise<RelayAddress> {
     const { host, port, metricsPort, metricsHost = host } = this.#config;
     const tls = await this.#tls();
     this.#server = await listen('HOST or --host', 'PORT or --port', host, port, () =>
@@ -69,13 +75,13 @@ export class RelayServer implements Relay {
           serveMetrics(this.sockets, metricsHost, metricsPort),
         );
       } catch (error) {
-        await this.stop();
+        await this.#server.stop(true);
         throw error;
       }
     }
     this.#timers = [
       setInterval(() => this.#sweep(), SWEEP_EVERY_MS),
-      setInterval(this.#summary(), SUMMARY_EVERY_MS),
+      setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
     ];
     const bound = this.#server.port as number;
     return { host, port: bound, url: `${tls ? 'wss' : 'ws'}://${connectable(host)}:${bound}/ws` };
@@ -90,6 +96,8 @@ export class RelayServer implements Relay {
   async #shutDown(drainMs: number): Promise<void> {
     this.#state = 'stopped';
     this.sockets.draining = true;
+    // Told to stop while it starts, or after it could not: whatever there is by then is what to shut down.
+    await this.#started?.catch(() => {});
     const server = this.#server;
     if (!server) return;
     if (drainMs > 0) await this.#drain(drainMs);
@@ -121,10 +129,22 @@ export class RelayServer implements Relay {
   }
 
   #serve(hostname: string, port: number, tls: TlsFiles | undefined): BunServer {
-    const http = createHttp(() => ({
-      status: this.sockets.draining ? 'draining' : 'ok',
-      sessions: this.sockets.pairing.size,
-    }));
+    const { page, trustProxy } = this.#config;
+    const http = createHttp(
+      () => ({
+        status: this.sockets.draining ? 'draining' : 'ok',
+        sessions: this.sockets.pairing.size,
+      }),
+      page
+        ? {
+            caller: (headers, peer) => this.#callers.resolve(headers, peer),
+            isSecure: (headers) =>
+              tls !== undefined ||
+              (trustProxy.by !== 'peer' &&
+                /^https\b/i.test(headers.get('x-forwarded-proto') ?? '')),
+          }
+        : undefined,
+    );
     return Bun.serve({
       hostname,
       port,
@@ -136,7 +156,7 @@ export class RelayServer implements Relay {
             this.#upgrade(request, server) ? undefined : http.fetch(request),
         },
       },
-      fetch: (request) => http.fetch(request),
+      fetch: (request, server) => http.fetch(request, { peer: server.requestIP(request)?.address }),
       error: () => Response.json({ error: 'internal_error' }, { status: 500 }),
       websocket: this.sockets.handlers,
       maxRequestBodySize: MAX_REQUEST_BODY_BYTES,
@@ -153,31 +173,11 @@ export class RelayServer implements Relay {
     if (this.sockets.sweep()) setImmediate(() => this.#sweep());
   }
 
-  /** Logs what happened since the last time, where anything did. */
-  #summary(): () => void {
-    let before = { connections: 0, pairings: 0, refusals: 0, frames: 0 };
-    return () => {
-      const { stats } = this.sockets;
-      const total = {
-        connections: stats.connectionsAccepted,
-        pairings: stats.completed,
-        refusals: Object.values(stats.refusals).reduce((sum, count) => sum + count, 0),
-        frames: stats.framesForwarded,
-      };
-      const since = {
-        connections: total.connections - before.connections,
-        pairings: total.pairings - before.pairings,
-        refusals: total.refusals - before.refusals,
-        frames: total.frames - before.frames,
-      };
-      before = total;
-      if (since.connections + since.refusals + since.frames === 0) return;
-      this.#log.info('last minute', {
-        ...since,
-        open: this.sockets.connections,
-        sessions: this.sockets.pairing.size,
-      });
-    };
+  #summarise(): void {
+    const summary = this.sockets.stats.sinceLast();
+    if (!summary) return;
+    const { connections, pairing } = this.sockets;
+    this.#log.info('last minute', { ...summary, open: connections, sessions: pairing.size });
   }
 }
 

@@ -47,7 +47,7 @@ afterAll(() => rm(project, { recursive: true }));
 
 test('holds the code, the types and the documents, and nothing else', () => {
   const wanted =
-    /^package\/(?:package\.json|(?:README|CHANGELOG|PROTOCOL)\.md|LICENSE|bin\/[\w-]+\.js|src\/[\w-]+\.ts|dist\/[\w-]+\.d\.ts|deploy\/(?:amesh-relay\.service|nginx\.conf|Caddyfile)|docs\/self-hosting\.md)$/;
+    /^package\/(?:package\.json|(?:README|CHANGELOG|PROTOCOL)\.md|LICENSE|bin\/[\w-]+\.js|src\/[\w-]+\.ts|dist\/[\w-]+\.d\.ts|dist\/client\.js|deploy\/(?:amesh-relay\.service|nginx\.conf|Caddyfile)|docs\/[\w-]+\.md)$/;
   expect(packed.filter((file) => !wanted.test(file))).toEqual([]);
   const declared = packed.filter((file) => file.startsWith('package/dist/')).length;
   expect(declared).toBeGreaterThan(0);
@@ -86,6 +86,20 @@ test('imports under Bun, and works', async () => {
   expect(await succeed(['bun', 'use.ts'])).toBe('{"status":"ok","sessions":0}\ntrue\n');
 });
 
+test('the client imports wherever there is a WebSocket', async () => {
+  await Bun.write(
+    join(project, 'client.ts'),
+    `import { generateCode } from '${pkg.name}/client';
+    const code: string = generateCode();
+    console.log(/^[0-9]{6}$/.test(code));`,
+  );
+  expect(await succeed(['bun', 'client.ts'])).toBe('true\n');
+  const node = Bun.which('node');
+  if (!node) return console.warn('SKIPPED: there is no Node here to import the client with');
+  const script = `import { generateCode } from '${pkg.name}/client'; console.log(generateCode().length);`;
+  expect(await succeed([node, '--input-type=module', '-e', script])).toBe('6\n');
+});
+
 // The project has no types but the package's own and those of its dependencies; its libraries are checked too.
 test.each([
   ['nodenext', 'nodenext'],
@@ -96,7 +110,10 @@ test.each([
     const tsc = join(root, 'node_modules/.bin/tsc');
     const flags = ['--noEmit', '--strict', '--target', 'esnext', '--skipLibCheck', 'false'];
     const how = ['--module', module, '--moduleResolution', resolution];
-    expect(await run([tsc, ...flags, ...how, 'use.ts'])).toMatchObject({ code: 0, out: '' });
+    expect(await run([tsc, ...flags, ...how, 'use.ts', 'client.ts'])).toMatchObject({
+      code: 0,
+      out: '',
+    });
   },
   20_000,
 );

@@ -1,0 +1,53 @@
+/** Every code of the wire, once and with its meaning. Apart from the schemas, so that the client needs no library. */
+
+/** Every code that an `error` frame can carry, and when it does. */
+export const errorCodes = {
+  invalid_message: 'not JSON, not an object, or a field of the wrong type',
+  unknown_type: 'no such message type',
+  invalid_otc: 'the code is not a string of six ASCII digits',
+  otc_in_use: 'another target waits on this code, or it is burned for a minute; choose a new one',
+  otc_not_found: 'nobody waits on this code',
+  otc_expired: 'the session ran out of time',
+  peer_already_connected: 'another controller came first',
+  peer_not_connected: 'the other side has not come yet',
+  peer_disconnected: 'the other side left',
+  already_in_session: 'this socket is in a session already',
+  no_session: 'this socket is in no session',
+  session_data_limit: 'more was sent than a session may carry',
+  rate_limited: 'too many attempts from this client; wait a minute',
+  relay_capacity: 'the relay holds as much as it may',
+  relay_draining: 'the relay is about to stop; connect again to reach another',
+  relay_unavailable: 'the instances behind this relay cannot reach each other',
+  missing_jti: 'the token id is missing',
+  invalid_jti: 'the token id is not a string of 1 to 128 characters',
+  jti_already_watched: 'another socket watches this token id',
+  not_watching: 'this socket does not watch this token id',
+  watch_expired: 'the watch ran out of time',
+} as const;
+
+export type ErrorCode = keyof typeof errorCodes;
+
+/** The `error` of a `bootstrap_reject` that the relay itself sends, beside the error codes. */
+export const rejectReasons = {
+  token_already_used: 'this token id was announced before',
+  no_watcher: 'no controller watches this token id; it stays unused',
+  watcher_disconnected: 'the controller left before it answered',
+  relay_overloaded: 'the list of used token ids is full',
+} as const;
+
+export type RejectReason = keyof typeof rejectReasons | ErrorCode;
+
+/** Why the relay closes a socket: WebSocket close code and reason. */
+export const closes = {
+  shutting_down: { code: 1001, reason: 'relay_shutting_down' },
+  too_many_errors: { code: 1008, reason: 'too_many_errors' },
+  too_many_frames: { code: 1008, reason: 'too_many_frames' },
+  internal_error: { code: 1011, reason: 'internal_error' },
+  too_many_connections: { code: 1013, reason: 'too_many_connections' },
+  session_expired: { code: 4001, reason: 'session_expired' },
+  idle: { code: 4002, reason: 'idle' },
+  session_data_limit: { code: 4003, reason: 'session_data_limit' },
+  slow_consumer: { code: 4004, reason: 'slow_consumer' },
+} as const;
+
+export type Close = keyof typeof closes;
