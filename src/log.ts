@@ -1,5 +1,4 @@
 /** One line an event on stdout: JSON, or for a person at a terminal plain words. */
-import { fstatSync } from 'node:fs';
 
 export const LOG_LEVELS = ['debug', 'info', 'warn', 'error', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
@@ -35,7 +34,9 @@ export function standardOutput(): LogSink {
     }
   };
   return {
-    isTTY: fstatSync(1).isCharacterDevice(),
+    // node:fs costs a start ten milliseconds: it is asked only where there may be a terminal.
+    isTTY:
+      Bun.enableANSIColors && process.getBuiltinModule('node:fs').fstatSync(1).isCharacterDevice(),
     write(line) {
       if (!isTaken) {
         dropped += 1;
