@@ -73,8 +73,7 @@ async function check(): Promise<void> {
   if (!ok) conclude('failed', 'A device would not get through from here.');
   else if (list.warnings > 0)
     conclude('warning', 'A device gets through from here, with a warning.');
-  else
-    conclude('ok', `All well: a device gets through from here. ${list.count} steps, ${seconds} s.`);
+  else conclude('ok', `All well: a device gets through from here (${seconds} s).`);
 }
 
 function conclude(status: Step['status'] | '', text: string): void {
@@ -126,7 +125,6 @@ async function address(): Promise<Finding> {
 
 /** The steps as they happen, one line each. */
 class StepList implements Reporter {
-  count = 0;
   warnings = 0;
   readonly #list = element('steps');
   #line: HTMLLIElement | undefined;
@@ -137,19 +135,21 @@ class StepList implements Reporter {
 
   begin(name: Step['name']): void {
     this.#line = document.createElement('li');
-    this.#line.append('', part('div', stepTitles[name]));
+    this.#line.append(part('div', stepTitles[name]));
     this.#list.append(this.#line);
   }
 
   end({ name, status, ms, found, means, change }: Step): void {
-    this.count += 1;
     if (status === 'warning') this.warnings += 1;
-    const text = part('div', stepTitles[name]);
-    const word = status === 'ok' ? ': well. ' : `: ${status}. `;
-    text.append(part('span', word, 'unseen'), part('span', found, 'found'));
-    if (means && change) text.append(part('p', means), part('p', `→ ${change}`));
+    const title = part('div', stepTitles[name]);
+    title.append(part('span', status === 'ok' ? ': well. ' : `: ${status}. `, 'unseen'));
     const time = part('time', ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`);
-    this.#line?.replaceChildren(text, time);
+    this.#line?.replaceChildren(title, part('div', found, 'found'), time);
+    if (means && change) {
+      const advice = part('div', '', 'advice');
+      advice.append(part('p', means), part('p', `→ ${change}`));
+      this.#line?.append(advice);
+    }
     this.#line?.classList.add(status);
   }
 }

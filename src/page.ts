@@ -10,7 +10,7 @@ interface Asset {
 }
 
 const ICON =
-  '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke="currentColor" stroke-width="2.5" stroke-linecap="round"><circle cx="6" cy="21" r="4"/><circle cx="26" cy="21" r="4"/><path d="M7.500 14.500a10 10 0 0 1 17 0" stroke-dasharray="0.100 5"/><path d="M12.500 21h7"/></svg>';
+  '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke="currentColor" stroke-width="2.5"><path d="M8 22.500 13 12.500M24 22.500 19 12.500"/><circle cx="16" cy="8.500" r="5"/><circle cx="6.500" cy="25" r="4" fill="currentColor" stroke="none"/><circle cx="25.500" cy="25" r="4" fill="currentColor" stroke="none"/></svg>';
 const FAVICON = `data:image/svg+xml,${encodeURIComponent(ICON.replace('currentColor', '#1a8a72'))}`;
 
 let assets: Promise<{ style: Asset; script: Asset }> | undefined;
@@ -68,15 +68,21 @@ function page(
 
           <section aria-labelledby="use">
             <h2 id="use">Pair over this relay</h2>
-            <p class="soft">Its address, the same on both devices:</p>
+            <p class="soft">Its address, the same for both devices:</p>
             <div class="address">
               <code id="address">${websocket}</code>
               <button class="quiet" id="copy" type="button" hidden>Copy</button>
             </div>
-            <p class="soft">On the device that is to be paired, which shows a code:</p>
-            <pre><code>amesh listen --relay <span class="relay">${websocket}</span></code></pre>
-            <p class="soft">On yours, with that code:</p>
-            <pre><code>amesh invite 482916 --relay <span class="relay">${websocket}</span></code></pre>
+            <dl>
+              <dt>On the device to be paired, which shows a code</dt>
+              <dd>
+                <code>amesh listen --relay <span class="relay">${websocket}</span></code>
+              </dd>
+              <dt>On yours, with that code</dt>
+              <dd>
+                <code>amesh invite 482916 --relay <span class="relay">${websocket}</span></code>
+              </dd>
+            </dl>
           </section>
 
           <section aria-labelledby="check">
@@ -85,7 +91,10 @@ function page(
               Your browser opens two connections and pairs with itself, so that you see what a
               device on your network would see.
             </p>
-            <button id="run" type="button" hidden>Run the check</button>
+            <div class="run">
+              <button id="run" type="button" hidden>Run the check</button>
+              <p id="verdict" role="status"></p>
+            </div>
             <noscript>
               <p>
                 This needs JavaScript. Without it, in a terminal:
@@ -93,14 +102,13 @@ function page(
               </p>
             </noscript>
             <ol id="steps" aria-label="Steps of the check"></ol>
-            <p id="verdict" role="status"></p>
           </section>
 
           <section aria-labelledby="you">
-            <h2 id="you">Who you are to it</h2>
+            <h2 id="you">How it sees you</h2>
             <p>
-              The relay sees you as <code>${client.address}</code>, ${origin(client.source)}. Limits
-              on wrong codes count by this address.
+              The relay takes you for <code>${client.address}</code>, ${origin(client.source)}.
+              Limits on wrong codes count by this address.
             </p>
             ${
               isProxyMistaken &&
@@ -123,7 +131,7 @@ function page(
 }
 
 const origin = (source: string): string =>
-  source === 'peer' ? 'the other end of the connection' : `as the header ${source} says`;
+  source === 'peer' ? 'since your connection comes from there' : `as the header ${source} says`;
 
 const count = (sessions: number): string =>
   sessions === 0 ? 'no sessions' : sessions === 1 ? '1 session' : `${sessions} sessions`;
