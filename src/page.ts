@@ -136,33 +136,15 @@ const origin = (source: string): string =>
 const count = (sessions: number): string =>
   sessions === 0 ? 'no sessions' : sessions === 1 ? '1 session' : `${sessions} sessions`;
 
-/** The script is put together here and now: nothing has to be built before the relay can run from source. */
 async function buildAssets(): Promise<{ style: Asset; script: Asset }> {
-  const [style, pageScript, steps, client, codes] = await Promise.all([
-    // @ts-expect-error -- TypeScript knows text imports of .txt alone
-    textOf(import('./page.css', { with: { type: 'text' } })),
-    textOf(import('./page-script.ts', { with: { type: 'text' } })),
-    textOf(import('./steps.ts', { with: { type: 'text' } })),
-    textOf(import('./client.ts', { with: { type: 'text' } })),
-    textOf(import('./codes.ts', { with: { type: 'text' } })),
-  ]);
-  const { outputs } = await Bun.build({
-    entrypoints: ['/page-script.ts'],
-    files: {
-      '/page-script.ts': pageScript,
-      '/steps.ts': steps,
-      '/client.ts': client,
-      '/codes.ts': codes,
-    },
-    target: 'browser',
-    minify: true,
-  });
-  return { style: asset(style), script: asset(await (outputs[0] as Blob).text()) };
-}
-
-/** TypeScript takes these imports for modules. */
-async function textOf(module: Promise<unknown>): Promise<string> {
-  return ((await module) as { default: string }).default;
+  // @ts-expect-error -- TypeScript knows text imports of .txt alone
+  const style = (await import('./page.css', { with: { type: 'text' } })) as { default: string };
+  // Bun builds nothing that early inside node_modules, for security; but there the sources are at hand.
+  const script = await import('./page-bundled.ts').then(
+    (bundled) => bundled.script,
+    async () => (await import('./page-build.ts')).buildPageScript(),
+  );
+  return { style: asset(style.default), script: asset(script) };
 }
 
 function asset(text: string): Asset {
