@@ -120,7 +120,13 @@ async function address(): Promise<Finding> {
     client: { address: string; source: string };
   };
   const source = client.source === 'peer' ? 'the connection' : client.source;
-  return { found: `${client.address}, taken from ${source}` };
+  const found = `${client.address}, taken from ${source}`;
+  // The relay itself has seen, in what this page was asked for with, that it can't be right.
+  const doubt = document.querySelector('.doubt')?.textContent.replaceAll(/\s+/g, ' ').trim();
+  if (!doubt) return { found };
+  const change =
+    'Set AMESH_TRUST_PROXY to hops:1, or to header:NAME, as the proxy in front needs it.';
+  return { found, warning: new Problem('proxy_not_trusted', found, doubt, change) };
 }
 
 /** The steps as they happen, one line each. */

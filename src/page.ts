@@ -113,8 +113,8 @@ function page(
             ${
               isProxyMistaken &&
               html`<p class="doubt">
-                That is not you: a proxy passed your request on, and the relay takes the proxy for
-                its client. So everybody shares one limit, until whoever runs this sets
+                Is that you? A proxy passed your request on, and the relay takes the proxy for its
+                client. So everybody shares one limit, until whoever runs this sets
                 <code>AMESH_TRUST_PROXY</code>.
               </p>`
             }
