@@ -1,5 +1,4 @@
 /** What the command line and the environment say together. */
-import { parseArgs } from 'node:util';
 import { type Config, readEnvironment } from './config.ts';
 
 /**
@@ -7,7 +6,9 @@ import { type Config, readEnvironment } from './config.ts';
  * @throws {ConfigError} For a value that is not accepted.
  * @throws {TypeError} From `parseArgs`, for any other argument.
  */
-export function readArguments(args: string[]): Config {
+export async function readArguments(args: string[]): Promise<Config> {
+  if (args.length === 0) return readEnvironment(process.env);
+  const { parseArgs } = await import('node:util');
   const { port, host } = parseArgs({
     args,
     options: { port: { type: 'string', short: 'p' }, host: { type: 'string', short: 'H' } },

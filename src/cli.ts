@@ -57,22 +57,15 @@ function fail(message: string, code: number): never {
 }
 
 async function serve(args: string[]): Promise<void> {
-  const config = readArguments(args);
+  const config = await readArguments(args);
   const { RelayServer } = await import('./server.ts');
   const log = createLog(config.logLevel);
   const relay = new RelayServer(config, { log });
   const { host, port, url } = await relay.start();
   const health = `${url.replace(/^ws/, 'http').slice(0, -'/ws'.length)}/health`;
   const metrics = relay.metricsPort;
-  log.info('listening', {
-    websocket: url,
-    health,
-    host,
-    port,
-    version: pkg.version,
-    metrics,
-    settings: config,
-  });
+  log.info('listening', { websocket: url, health, host, port, version: pkg.version, metrics });
+  log.info('settings', config);
 
   let drain = true;
   const stop = (): void => {

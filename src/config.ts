@@ -2,8 +2,8 @@
  * Every setting once: its name as an option and in the environment, its default, and what it accepts. Times are seconds
  * in the environment and milliseconds (`…Ms`) as options.
  */
-import { isIP } from 'node:net';
-import { z } from 'zod';
+import ipaddr from 'ipaddr.js';
+import * as z from 'zod/mini';
 import { parseProxyRule, PROXY_RULE_FORMS, type ProxyRule } from './client-ip.ts';
 import { LOG_LEVELS, type LogLevel } from './log.ts';
 
@@ -11,7 +11,7 @@ import { LOG_LEVELS, type LogLevel } from './log.ts';
 interface Setting<In, Out> {
   env: string;
   default: In;
-  schema: z.ZodType<Out, unknown>;
+  schema: z.ZodMiniType<Out, unknown>;
   /** Turns the environment's text into an option's value; what it can't turn, the schema refuses. */
   fromText: (text: string) => unknown;
   /** What is accepted, as an error says it: after "expected". */
@@ -35,7 +35,7 @@ function integer(env: string, normal: number, min: number, max: number, help: st
   return {
     env,
     default: normal,
-    schema: z.int().min(min).max(max),
+    schema: z.int().check(z.gte(min), z.lte(max)),
     fromText: wholeNumber,
     accepts: `a whole number from ${min} to ${max}`,
     help,
@@ -48,10 +48,7 @@ function seconds(env: string, normal: number, min: number, max: number, help: st
   return {
     env,
     default: normal * 1000,
-    schema: z
-      .int()
-      .min(min * 1000)
-      .max(max * 1000),
+    schema: z.int().check(z.gte(min * 1000), z.lte(max * 1000)),
     fromText: (text) => {
       const value = wholeNumber(text);
       return typeof value === 'number' ? value * 1000 : value;
@@ -82,7 +79,7 @@ function file(env: string, help: string) {
   return {
     env,
     default: undefined as string | undefined,
-    schema: z.string().min(1).optional(),
+    schema: z.optional(z.string().check(z.minLength(1))),
     fromText: (text) => text,
     accepts: 'the path of a file',
     help,
@@ -91,6 +88,11 @@ function file(env: string, help: string) {
 }
 
 const LABEL = /^(?!-)[a-z0-9_-]{1,63}(?<!-)$/i;
+
+/** As `node:net` has it, which costs a start several milliseconds. */
+export function isIP(host: string): boolean {
+  return ipaddr.IPv4.isValidFourPartDecimal(host) || ipaddr.IPv6.isValid(host);
+}
 
 /** An address, or a name that could be one: a last label of digits alone is a mistyped address. */
 function isHost(host: string): boolean {
@@ -107,7 +109,7 @@ function isHost(host: string): boolean {
 export function connectable(host: string): string {
   if (host === '0.0.0.0') return '127.0.0.1';
   if (host === '::') return '[::1]';
-  return isIP(host) === 6 ? `[${host}]` : host;
+  return ipaddr.IPv6.isValid(host) ? `[${host}]` : host;
 }
 
 export const settings = {
@@ -118,7 +120,7 @@ export const settings = {
   host: {
     env: 'HOST',
     default: '0.0.0.0',
-    schema: z.string().refine(isHost),
+    schema: z.string().check(z.refine(isHost)),
     fromText: (text) => text,
     accepts: 'an IP address or a host name of this machine',
     help: 'Address to listen on; :: takes IPv6 too.',
@@ -135,10 +137,14 @@ export const settings = {
   trustProxy: {
     env: 'AMESH_TRUST_PROXY',
     default: '0' as string | boolean,
-    schema: z
-      .union([z.string(), z.boolean()])
-      .transform((value) => parseProxyRule(String(value)))
-      .refine((rule) => rule !== undefined),
+    schema: z.pipe(
+      z.union([z.string(), z.boolean()]),
+      z.transform((value, context) => {
+        const rule = parseProxyRule(String(value));
+        if (!rule) context.issues.push({ code: 'custom', input: value });
+        return rule ?? z.NEVER;
+      }),
+    ),
     fromText: (text) => text,
     accepts: PROXY_RULE_FORMS,
     help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
@@ -296,7 +302,7 @@ export const settings = {
   metricsPort: {
     env: 'METRICS_PORT',
     default: undefined as number | undefined,
-    schema: z.int().min(0).max(65_535).optional(),
+    schema: z.optional(z.int().check(z.gte(0), z.lte(65_535))),
     fromText: wholeNumber,
     accepts: 'a whole number from 0 to 65535, or nothing for no metrics',
     help: 'Port for Prometheus (`/metrics`).',
@@ -307,7 +313,7 @@ export const settings = {
   metricsHost: {
     env: 'METRICS_HOST',
     default: undefined as string | undefined,
-    schema: z.string().refine(isHost).optional(),
+    schema: z.optional(z.string().check(z.refine(isHost))),
     fromText: (text) => text,
     accepts: 'an IP address or a host name of this machine',
     help: 'Address for Prometheus; unset, `HOST`.',

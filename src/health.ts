@@ -7,7 +7,7 @@ const DEADLINE_MS = 1500;
 
 /** @returns 0 and nothing said when the relay is well, 1 and one line when it is not. */
 export async function health(args: string[]): Promise<number> {
-  const { host, port, tlsCertFile } = readArguments(args);
+  const { host, port, tlsCertFile } = await readArguments(args);
   const url = `${tlsCertFile ? 'https' : 'http'}://${connectable(host)}:${port}/health`;
   const problem = await ask(url);
   if (problem) process.stderr.write(`amesh-relay: ${url}: ${problem}\n`);

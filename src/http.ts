@@ -2,7 +2,7 @@
 import { zValidator } from '@hono/zod-validator';
 import { Hono } from 'hono';
 import { accepts } from 'hono/accepts';
-import { z } from 'zod';
+import * as z from 'zod/mini';
 import pkg from '../package.json' with { type: 'json' };
 import type { Caller } from './client-ip.ts';
 
@@ -13,12 +13,12 @@ export interface Health {
 
 /** What a request needs to become a WebSocket, per RFC 6455, section 4.2.1. */
 const upgradeHeaders = z.object({
-  upgrade: z.string('missing').regex(/\bwebsocket\b/i, 'must be "websocket"'),
-  connection: z.string('missing').regex(/\bupgrade\b/i, 'must be "Upgrade"'),
+  upgrade: z.string('missing').check(z.regex(/\bwebsocket\b/i, 'must be "websocket"')),
+  connection: z.string('missing').check(z.regex(/\bupgrade\b/i, 'must be "Upgrade"')),
   'sec-websocket-version': z.literal('13', 'must be "13"'),
   'sec-websocket-key': z
     .string('missing')
-    .regex(/^[A-Za-z0-9+/]{22}==$/, 'must be 16 bytes in base64'),
+    .check(z.regex(/^[A-Za-z0-9+/]{22}==$/, 'must be 16 bytes in base64')),
 });
 
 /** What `GET /` has to ask for; without it, there is no `/`. */

@@ -7,7 +7,8 @@
  * await relay.stop({ drain: true });
  */
 import { readOptions, type RelayOptions } from './config.ts';
-import { type Relay, RelayServer } from './server.ts';
+import type { Relay } from './relay.ts';
+import { RelayServer } from './server.ts';
 
 export { ConfigError, type RelayOptions } from './config.ts';
 export {
@@ -16,7 +17,7 @@ export {
   type RelayAddress,
   RelayStateError,
   type StopOptions,
-} from './server.ts';
+} from './relay.ts';
 export { TlsError } from './tls.ts';
 
 /**

@@ -99,6 +99,15 @@ export function createRegistry(sockets: Sockets): Registry {
     () => stats.bootstraps,
   );
   gauge('amesh_relay_burnt_jtis', 'Used token ids remembered now.', () => sockets.burnt.size);
+  void new Gauge({
+    name: 'amesh_relay_book_entries',
+    help: 'Entries in each of the books, all of which are bounded.',
+    registers,
+    labelNames: ['book'],
+    collect() {
+      for (const [book, entries] of Object.entries(sockets.books)) this.set({ book }, entries);
+    },
+  });
   gauge('amesh_relay_draining', '1 while the relay drains.', () => Number(sockets.draining));
   gauge('amesh_relay_resident_memory_bytes', 'Resident set size.', () => process.memoryUsage.rss());
 

@@ -1,4 +1,3 @@
-/// <reference lib="dom" />
 /** What runs in the page: the relay's address as this browser knows it, a copy button, and the check. */
 import {
   checkWire,

@@ -2,13 +2,13 @@
  * The whole wire on one page: what a client may say, what the relay answers, and the codes of both.
  * `PROTOCOL.md` explains it; this file is what runs.
  */
-import { z } from 'zod';
+import * as z from 'zod/mini';
 import { errorCodes, type ErrorCode } from './codes.ts';
 
 export * from './codes.ts';
 
-const otc = z.string().regex(/^[0-9]{6}$/);
-const jti = z.string().min(1).max(128);
+const otc = z.string().check(z.regex(/^[0-9]{6}$/));
+const jti = z.string().check(z.minLength(1), z.maxLength(128));
 
 /** What a client may send, by the frame's `type`. Unnamed fields are dropped. */
 export const clientMessages = {
@@ -27,15 +27,15 @@ export const clientMessages = {
     .object({
       type: z.literal('bootstrap_ack'),
       jti,
-      publicKey: z.string().optional(),
-      controllerPubKey: z.string().optional(),
+      publicKey: z.optional(z.string()),
+      controllerPubKey: z.optional(z.string()),
       controllerSig: z.string(),
     })
-    .refine((ack) => ack.publicKey !== undefined || ack.controllerPubKey !== undefined),
+    .check(z.refine((ack) => ack.publicKey !== undefined || ack.controllerPubKey !== undefined)),
   bootstrap_reject: z.object({
     type: z.literal('bootstrap_reject'),
     jti,
-    error: z.string().optional(),
+    error: z.optional(z.string()),
   }),
 } as const;
 
@@ -51,16 +51,26 @@ export interface Malformed {
   jti?: string;
 }
 
-// oxlint-disable-next-line no-control-regex -- JSON forbids them bare in a string
-const canonicalData = /^\{"type":"data","payload":"[^"\\\u0000-\u001f]*"\}$/;
+const DATA_HEAD = '{"type":"data","payload":"';
+const DATA_TAIL = '"}';
+// What ends a JSON string, or can't stand in one bare. Looking for the first costs a fifth of matching all the others.
+// oxlint-disable-next-line no-control-regex
+const special = /["\\\u0000-\u001f]/g;
 
 /** Whether a frame is exactly what {@link frames.data} would write for it, so that it can be forwarded as it came. */
 export function isCanonicalData(text: string): boolean {
-  return canonicalData.test(text);
+  if (!text.startsWith(DATA_HEAD) || !text.endsWith(DATA_TAIL)) return false;
+  special.lastIndex = DATA_HEAD.length;
+  return special.test(text) && special.lastIndex === text.length - 1;
 }
+
+/** The two frames of every pairing, as every client writes them: read without the long way round. */
+const canonicalCode = /^\{"type":"(listen|connect)","otc":"([0-9]{6})"\}$/;
 
 /** Reads one frame. Never throws: what is no message comes back with its error code. */
 export function parse(text: string): ClientMessage | Malformed {
+  const code = canonicalCode.exec(text);
+  if (code) return { type: code[1], otc: code[2] } as ClientMessage;
   let value: unknown;
   try {
     value = JSON.parse(text);

@@ -1,9 +1,15 @@
 /** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
-import { isIP } from 'node:net';
 import { CallerResolver } from './client-ip.ts';
-import { type Config, connectable } from './config.ts';
+import { type Config, connectable, isIP } from './config.ts';
 import { createHttp } from './http.ts';
 import { createLog, type Log } from './log.ts';
+import {
+  ListenError,
+  type Relay,
+  type RelayAddress,
+  RelayStateError,
+  type StopOptions,
+} from './relay.ts';
 import { type BunServer, type Clock, Sockets } from './socket.ts';
 import type { TlsFiles } from './tls.ts';
 
@@ -15,51 +21,6 @@ const DRAIN_LOOK_MS = 50;
 const FAREWELL_MS = 500;
 /** The relay reads no body. */
 const MAX_REQUEST_BODY_BYTES = 1024;
-
-/** Where a relay listens. */
-export interface RelayAddress {
-  /** The host as configured. */
-  host: string;
-  /** The port in use, also where 0 was asked for. */
-  port: number;
-  /** The WebSocket URL, to be given to `amesh listen --relay`. */
-  url: string;
-}
-
-export interface StopOptions {
-  /**
-   * Let pairings under way finish first: `true` waits for as long as `drainMs` says, a number for at most that many
-   * milliseconds. Default: close everything at once.
-   */
-  drain?: boolean | number;
-}
-
-export interface Relay {
-  /**
-   * Starts to listen.
-   * @throws {RelayStateError} When it was started or stopped before.
-   * @throws {ListenError} When the address cannot be had.
-   * @throws {TlsError} When `tlsCertFile` or `tlsKeyFile` cannot be used.
-   */
-  start(): Promise<RelayAddress>;
-  /**
-   * Refuses newcomers, lets pairings finish where asked to, closes every socket with 1001 and frees the port.
-   * Can be called again: a second call without `drain` ends a drain that is under way.
-   */
-  stop(options?: StopOptions): Promise<void>;
-}
-
-/** A relay was asked for something that it can't do any more, or not yet. */
-export class RelayStateError extends Error {
-  override name = 'RelayStateError';
-  readonly code = 'ERR_RELAY_STATE';
-}
-
-/** The operating system would not give the address. */
-export class ListenError extends Error {
-  override name = 'ListenError';
-  readonly code = 'ERR_RELAY_LISTEN';
-}
 
 /** For tests, which bring a clock of their own, sweep by hand, and look inside. */
 export interface Internals {
@@ -77,6 +38,7 @@ export class RelayServer implements Relay {
   #metrics: { port: number; stop: () => Promise<void> } | undefined;
   #timers: NodeJS.Timeout[] = [];
   #state: 'new' | 'started' | 'stopped' = 'new';
+  #started: Promise<RelayAddress> | undefined;
   #stopped: Promise<void> | undefined;
 
   constructor(config: Config, { now = () => performance.now(), log }: Internals = {}) {
@@ -96,6 +58,11 @@ export class RelayServer implements Relay {
       throw new RelayStateError(`the relay is ${this.#state} already; create another one`);
     }
     this.#state = 'started';
+    this.#started = this.#start();
+    return this.#started;
+  }
+
+  async #start(): Promise<RelayAddress> {
     const { host, port, metricsPort, metricsHost = host } = this.#config;
     const tls = await this.#tls();
     this.#server = await listen('HOST or --host', 'PORT or --port', host, port, () =>
@@ -108,13 +75,13 @@ export class RelayServer implements Relay {
           serveMetrics(this.sockets, metricsHost, metricsPort),
         );
       } catch (error) {
-        await this.stop();
+        await this.#server.stop(true);
         throw error;
       }
     }
     this.#timers = [
       setInterval(() => this.#sweep(), SWEEP_EVERY_MS),
-      setInterval(this.#summary(), SUMMARY_EVERY_MS),
+      setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
     ];
     const bound = this.#server.port as number;
     return { host, port: bound, url: `${tls ? 'wss' : 'ws'}://${connectable(host)}:${bound}/ws` };
@@ -129,6 +96,8 @@ export class RelayServer implements Relay {
   async #shutDown(drainMs: number): Promise<void> {
     this.#state = 'stopped';
     this.sockets.draining = true;
+    // Told to stop while it starts, or after it could not: whatever there is by then is what to shut down.
+    await this.#started?.catch(() => {});
     const server = this.#server;
     if (!server) return;
     if (drainMs > 0) await this.#drain(drainMs);
@@ -204,31 +173,11 @@ export class RelayServer implements Relay {
     if (this.sockets.sweep()) setImmediate(() => this.#sweep());
   }
 
-  /** Logs what happened since the last time, where anything did. */
-  #summary(): () => void {
-    let before = { connections: 0, pairings: 0, refusals: 0, frames: 0 };
-    return () => {
-      const { stats } = this.sockets;
-      const total = {
-        connections: stats.connectionsAccepted,
-        pairings: stats.completed,
-        refusals: Object.values(stats.refusals).reduce((sum, count) => sum + count, 0),
-        frames: stats.framesForwarded,
-      };
-      const since = {
-        connections: total.connections - before.connections,
-        pairings: total.pairings - before.pairings,
-        refusals: total.refusals - before.refusals,
-        frames: total.frames - before.frames,
-      };
-      before = total;
-      if (since.connections + since.refusals + since.frames === 0) return;
-      this.#log.info('last minute', {
-        ...since,
-        open: this.sockets.connections,
-        sessions: this.sockets.pairing.size,
-      });
-    };
+  #summarise(): void {
+    const summary = this.sockets.stats.sinceLast();
+    if (!summary) return;
+    const { connections, pairing } = this.sockets;
+    this.#log.info('last minute', { ...summary, open: connections, sessions: pairing.size });
   }
 }
 

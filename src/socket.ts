@@ -207,11 +207,7 @@ export class Sockets {
     if (!this.#open.delete(connection)) return;
     this.#perClient.remove(connection.client);
     const { session, watches, asks } = connection;
-    if (session) {
-      const peer = connection === session.target ? session.controller : session.target;
-      this.#end(session);
-      if (peer) this.#refuse(peer, 'peer_disconnected');
-    }
+    if (session) this.#leave(connection, session, frames.error('peer_disconnected'));
     for (const watch of watches ?? []) {
       this.#endWatch(watch, 'abandoned');
       if (watch.target) this.#reject(watch.target, watch.jti, 'watcher_disconnected');
@@ -330,12 +326,16 @@ export class Sockets {
   #done(sender: Connection): void {
     const { session } = sender;
     if (!session) return this.#refuse(sender, 'no_session');
-    const peer = sender === session.target ? session.controller : session.target;
-    this.#end(session);
-    if (peer) this.#send(peer, frames.done);
+    this.#leave(sender, session, frames.done);
   }
 
-  /** The session is forgotten by everyone before anyone hears of it. */
+  /** One side is through. The other hears it behind all that was sent before, and the session is forgotten. */
+  #leave(leaver: Connection, session: Session<Connection>, farewell: string): void {
+    const isHeard = !session.controller || leaver.ws.publishText(session.otc, farewell) !== 0;
+    this.#end(session);
+    if (!isHeard) this.#closePair(session, 'slow_consumer');
+  }
+
   #end(session: Session<Connection>, outcome?: 'expired' | 'abandoned'): void {
     this.pairing.end(session);
     this.stats[outcome ?? (session.bytes > 0 ? 'completed' : 'abandoned')] += 1;

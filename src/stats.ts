@@ -32,6 +32,30 @@ export class Stats {
   onBegun: ((waitedMs: number) => void) | undefined;
   /** Set by the metrics, where somebody reads them: milliseconds from `peer_found` to the end. */
   onEnded: ((lastedMs: number) => void) | undefined;
+  #last = this.#total();
+
+  /** What happened since this was last asked, for the log; undefined where nothing did. */
+  sinceLast(): Record<string, number> | undefined {
+    const [last, total] = [this.#last, this.#total()];
+    this.#last = total;
+    const since = Object.entries(total).map(
+      ([what, count]) => [what, count - (last[what] ?? 0)] as const,
+    );
+    return since.some(([, count]) => count > 0) ? Object.fromEntries(since) : undefined;
+  }
+
+  #total(): Record<string, number> {
+    return {
+      connections: this.connectionsAccepted,
+      pairings: this.completed,
+      expired: this.expired,
+      abandoned: this.abandoned,
+      bootstraps: this.bootstraps.acknowledged,
+      frames: this.framesForwarded,
+      bytes: this.bytesForwarded,
+      refusals: Object.values(this.refusals).reduce((sum, count) => sum + count, 0),
+    };
+  }
 }
 
 function zeroes<K extends string>(keys: readonly K[]): Record<K, number> {

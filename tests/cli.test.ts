@@ -1,0 +1,277 @@
+import { describe, expect, test } from 'bun:test';
+import { mkdtempSync, rmSync, symlinkSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import pkg from '../package.json' with { type: 'json' };
+import { settings } from '../src/config.ts';
+import { afterThisTest, openClient, startRelay, until, within } from './support.ts';
+
+const COMMAND = join(import.meta.dir, '..', pkg.bin['amesh-relay']);
+const NODE = Bun.which('node');
+
+interface Ran {
+  code: number;
+  out: string;
+  err: string;
+}
+
+async function run(
+  args: string[],
+  env: Record<string, string> = {},
+  command = [process.execPath, COMMAND],
+): Promise<Ran> {
+  const child = Bun.spawn([...command, ...args], {
+    env: { PATH: process.env.PATH, ...env },
+    stdout: 'pipe',
+    stderr: 'pipe',
+    timeout: 5000,
+  });
+  const [out, err, code] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+    child.exited,
+  ]);
+  return { code, out, err };
+}
+
+/** The command as it runs: the line that says where it listens, and every line after. */
+async function serve(env: Record<string, string> = {}, args: string[] = []) {
+  const child = Bun.spawn([process.execPath, COMMAND, ...args], {
+    env: { PATH: process.env.PATH, PORT: '0', HOST: '127.0.0.1', ...env },
+    stdout: 'pipe',
+    stderr: 'inherit',
+  });
+  afterThisTest(() => child.kill('SIGKILL'));
+  const lines: Record<string, unknown>[] = [];
+  const started = Promise.withResolvers<Record<string, unknown>>();
+  const ended = (async () => {
+    let rest = '';
+    for await (const chunk of child.stdout.pipeThrough(new TextDecoderStream())) {
+      const parts = (rest + chunk).split('\n');
+      rest = parts.pop() ?? '';
+      for (const part of parts) {
+        const line = JSON.parse(part) as Record<string, unknown>;
+        lines.push(line);
+        if (line.msg === 'listening') started.resolve(line);
+      }
+    }
+  })();
+  const listening = await within(started.promise, 'the command to listen');
+  return { child, lines, listening, ended, url: String(listening.websocket) };
+}
+
+describe('a wrong start is one clear line', () => {
+  test.each([
+    [['--port', 'abc'], {}, 2, '--port: got "abc", expected a whole number from 0 to 65535'],
+    [['--port=70000'], {}, 2, '--port: got "70000", expected a whole number from 0 to 65535'],
+    [['--port', '3001.5'], {}, 2, '--port: got "3001.5", expected a whole number from 0 to 65535'],
+    [[], { PORT: 'abc' }, 2, 'PORT: got "abc", expected a whole number from 0 to 65535'],
+    [
+      ['--host', '999.1.1.1'],
+      {},
+      2,
+      '--host: got "999.1.1.1", expected an IP address or a host name of this machine',
+    ],
+    [['--frobnicate'], {}, 2, "Unknown option '--frobnicate'"],
+    [['now'], {}, 2, "'now'"],
+    [
+      ['--host', 'no-such-host.invalid', '--port', '0'],
+      {},
+      1,
+      '"no-such-host.invalid" does not resolve',
+    ],
+    [['--host', '192.0.2.1', '--port', '0'], {}, 1, '192.0.2.1 is no address of this machine'],
+    [
+      [],
+      { AMESH_TRUST_PROXY: 'maybe' },
+      2,
+      'AMESH_TRUST_PROXY: got "maybe", expected unset, 0, false or no',
+    ],
+  ] as [string[], Record<string, string>, number, string][])(
+    '%p %p',
+    async (args, env, code, message) => {
+      const ran = await run(args, env);
+      expect(ran.err).toContain(message);
+      expect(ran.err).toMatch(/^amesh-relay: .+\n$/);
+      expect([ran.code, ran.out]).toEqual([code, '']);
+    },
+  );
+
+  test('a port in use', async () => {
+    const relay = await startRelay();
+    const ran = await run(['--host', '127.0.0.1', '--port', String(relay.port)]);
+    expect(ran.err).toMatch(
+      new RegExp(`^amesh-relay: PORT or --port: ${relay.port} is in use on 127.0.0.1; .+\\n$`),
+    );
+    expect(ran.code).toBe(1);
+  });
+});
+
+test('--help names every setting, --version the version', async () => {
+  const { code, out } = await run(['--help']);
+  expect(code).toBe(0);
+  for (const { env } of Object.values(settings)) expect(out).toContain(`  ${env} `);
+  expect(await run(['-v'])).toEqual({ code: 0, out: `${pkg.version}\n`, err: '' });
+});
+
+test('says where it listens, with the real port, and is there', async () => {
+  const { listening, lines, url } = await serve();
+  expect(listening.port).toBeGreaterThan(0);
+  expect(url).toBe(`ws://127.0.0.1:${String(listening.port)}/ws`);
+  expect(await (await fetch(String(listening.health))).text()).toBe('{"status":"ok","sessions":0}');
+  await until(() => lines.length === 2, 'the settings are there');
+  expect(lines[1]).toMatchObject({ msg: 'settings', sessionTtlMs: 30_000, maxConnections: 10_000 });
+});
+
+test('flags come before the environment', async () => {
+  const { listening } = await serve({ HOST: '192.0.2.1', PORT: 'nonsense' }, [
+    '--host',
+    '127.0.0.1',
+    '--port',
+    '0',
+  ]);
+  expect(listening.host).toBe('127.0.0.1');
+});
+
+describe('signals', () => {
+  test.each(['SIGTERM', 'SIGINT'] as const)(
+    '%s drains: what is under way ends first, then it exits with 0',
+    async (signal) => {
+      const { child, url, lines, ended } = await serve();
+      const [target, controller] = [await openClient(url), await openClient(url)];
+      target.send({ type: 'listen', otc: '482916' });
+      await target.next();
+      controller.send({ type: 'connect', otc: '482916' });
+      await Promise.all([target.next(), controller.next()]);
+      child.kill(signal);
+      const newcomer = await openClient(url);
+      await newcomer.expectError('relay_draining');
+      target.send({ type: 'data', payload: 'sas_confirmed' });
+      target.close();
+      await controller.expect({ type: 'data', payload: 'sas_confirmed' });
+      await controller.expectError('peer_disconnected');
+      await controller.expectClose(1001, 'relay_shutting_down');
+      expect(await within(child.exited, 'the command to end')).toBe(0);
+      await ended;
+      expect(lines.map(({ msg }) => msg)).toEqual(['listening', 'settings', 'draining', 'stopped']);
+    },
+  );
+
+  test('a second one closes everything at once', async () => {
+    const { child, url } = await serve();
+    const target = await openClient(url);
+    target.send({ type: 'listen', otc: '482916' });
+    await target.next();
+    child.kill('SIGTERM');
+    const newcomer = await openClient(url);
+    await newcomer.expectError('relay_draining');
+    child.kill('SIGTERM');
+    await target.expectClose(1001, 'relay_shutting_down');
+    expect(await within(child.exited, 'the command to end')).toBe(0);
+  });
+});
+
+test('no log line names a code, a payload, a token or an address', async () => {
+  const { child, url, lines, ended } = await serve({ LOG_LEVEL: 'debug' });
+  const [target, controller] = [await openClient(url), await openClient(url)];
+  target.send({ type: 'listen', otc: '482916' });
+  await target.next();
+  controller.send({ type: 'connect', otc: '482917' });
+  await controller.next();
+  controller.send({ type: 'connect', otc: '482916' });
+  await Promise.all([target.next(), controller.next()]);
+  target.send({ type: 'data', payload: 'the-payload' });
+  await controller.next();
+  controller.send({ type: 'bootstrap_watch', jti: 'the-jti' });
+  await controller.next();
+  target.send({
+    type: 'bootstrap_init',
+    jti: 'the-jti',
+    token: 'the-token',
+    targetPubKey: 'the-key',
+  });
+  await controller.next();
+  target.send('{"type":"the-type');
+  await target.next();
+  target.close();
+  child.kill('SIGTERM');
+  await within(child.exited, 'the command to end');
+  await ended;
+  // The first two say where it listens and with what settings.
+  const log = JSON.stringify(lines.slice(2));
+  expect(log).toContain('refused');
+  for (const secret of ['482916', '482917', 'the-', '127.0.0.1']) expect(log).not.toContain(secret);
+});
+
+test.each([
+  ['that nobody reads', 'sleep 60'],
+  ['whose reader has died', 'exit'],
+])('a stdout %s neither ends the relay nor holds it up', async (_what, reader) => {
+  const { port } = await startRelay();
+  const free = port + 1;
+  const command = `"${process.execPath}" "${COMMAND}" --port ${free} --host 127.0.0.1 | { read first; ${reader}; }`;
+  const shell = Bun.spawn(['sh', '-c', command], {
+    env: { PATH: process.env.PATH, LOG_LEVEL: 'debug' },
+    detached: true,
+  });
+  afterThisTest(() => process.kill(-shell.pid, 'SIGKILL'));
+  const url = `ws://127.0.0.1:${free}/ws`;
+  let client = await openClient(url).catch(() => undefined);
+  for (const deadline = performance.now() + 4000; !client && performance.now() < deadline;) {
+    client = await openClient(url).catch(() => undefined);
+  }
+  // Two lines each: more than the 64 KiB that a pipe holds.
+  for (let i = 0; i < 400; i += 1) {
+    for (let j = 0; j < 2; j += 1) await client?.refused('null', 'invalid_message');
+    const next = await openClient(url);
+    client?.close();
+    client = next;
+  }
+  expect(client).toBeDefined();
+});
+
+test('AMESH_LOG_CLIENTS=1 names addresses, since the operator asked', async () => {
+  const { child, url, lines, ended } = await serve({ AMESH_LOG_CLIENTS: '1' });
+  const client = await openClient(url);
+  await client.refused({ type: 'connect', otc: '482916' }, 'otc_not_found');
+  child.kill('SIGTERM');
+  await within(child.exited, 'the command to end');
+  await ended;
+  expect(lines).toContainEqual(
+    expect.objectContaining({ msg: 'refused', code: 'otc_not_found', client: '127.0.0.1' }),
+  );
+  expect(JSON.stringify(lines)).not.toContain('482916');
+});
+
+describe.skipIf(!NODE)('without Bun', () => {
+  test('Node says in one line that Bun is needed, and how to get it', async () => {
+    const ran = await run([], {}, [NODE as string, COMMAND]);
+    expect(ran.err).toMatch(
+      /^amesh-relay: needs Bun >=1\.4\.4, and this is Node\.js v[\d.]+; install it .+\n$/,
+    );
+    expect(ran.code).toBe(1);
+  });
+
+  test('so does the command where a shell finds no Bun', async () => {
+    const onlyNode = mkdtempSync(join(tmpdir(), 'amesh-relay-test-'));
+    afterThisTest(() => rmSync(onlyNode, { recursive: true }));
+    symlinkSync(NODE as string, join(onlyNode, 'node'));
+    const ran = await run([], { PATH: onlyNode }, ['/bin/sh', COMMAND]);
+    expect(ran.err).toMatch(/^amesh-relay: needs Bun .+\n$/);
+    expect(ran.code).toBe(1);
+  });
+
+  test('an import there says so too', async () => {
+    const ran = await run([], {}, [
+      NODE as string,
+      '--input-type=module',
+      '-e',
+      `await import(${JSON.stringify(join(import.meta.dir, '..', pkg.exports['.'].default))}).catch((error) => console.log(error.message))`,
+    ]);
+    expect(ran.out).toMatch(
+      /^@authmesh\/relay needs Bun >=1\.4\.4, and this is Node\.js v[\d.]+; install it .+\n$/,
+    );
+  });
+});
+if (!NODE)
+  console.warn('SKIPPED: what the command says under Node.js, since there is no node on the PATH');

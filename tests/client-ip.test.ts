@@ -1,0 +1,115 @@
+import { describe, expect, test } from 'bun:test';
+import { CallerResolver, parseAddress, parseProxyRule, type ProxyRule } from '../src/client-ip.ts';
+
+test.each([
+  ['', { by: 'peer' }],
+  ['0', { by: 'peer' }],
+  ['false', { by: 'peer' }],
+  ['No', { by: 'peer' }],
+  ['1', { by: 'leftmost' }],
+  ['TRUE', { by: 'leftmost' }],
+  ['yes', { by: 'leftmost' }],
+  ['hops:1', { by: 'hops', hops: 1 }],
+  ['hops:32', { by: 'hops', hops: 32 }],
+  ['header:Fly-Client-IP', { by: 'header', header: 'fly-client-ip' }],
+  ['hops:0', undefined],
+  ['hops:33', undefined],
+  ['hops:-1', undefined],
+  ['hops:', undefined],
+  ['hops:1.5', undefined],
+  ['header:', undefined],
+  ['header:a b', undefined],
+  ['header:x:y', undefined],
+  ['2', undefined],
+  ['on', undefined],
+  ['10.0.0.1', undefined],
+] as [string, ProxyRule | undefined][])('the setting %p', (text, rule) => {
+  expect(parseProxyRule(text)).toEqual(rule as ProxyRule);
+});
+
+test.each([
+  ['203.0.113.42', '203.0.113.42'],
+  [' 203.0.113.42 ', '203.0.113.42'],
+  ['203.0.113.42:51234', '203.0.113.42'],
+  ['2001:db8::1', '2001:db8::1'],
+  ['[2001:db8::1]:443', '2001:db8::1'],
+  ['[2001:db8::1]', '2001:db8::1'],
+  ['::ffff:203.0.113.42', '203.0.113.42'],
+  ['[::ffff:cb00:712a]:80', '203.0.113.42'],
+  ['a:b', undefined],
+  ['', undefined],
+  ['unknown', undefined],
+  ['_hidden', undefined],
+  ['10', undefined],
+  ['0x7f.1', undefined],
+  ['1.2.3', undefined],
+  ['1.2.3.256', undefined],
+  ['1.2.3.4:', undefined],
+  ['1.2.3.4:5:6', undefined],
+  ['[1.2.3.4', undefined],
+  ['2001:db8::1]:443', undefined],
+  ['example.com', undefined],
+])('the address %p', (text, address) => {
+  expect(parseAddress(text)?.toString()).toBe(address as string);
+});
+
+describe('who is calling', () => {
+  const from = (
+    setting: string,
+    headers: Record<string, string>,
+    peer: string | undefined = '192.0.2.1',
+  ) => {
+    const warnings: string[] = [];
+    const resolver = new CallerResolver(parseProxyRule(setting) as ProxyRule, (message) =>
+      warnings.push(message),
+    );
+    return { ...resolver.resolve(new Headers(headers), peer), warnings, resolver };
+  };
+  const chain = { 'x-forwarded-for': 'forged, 198.51.100.7, 203.0.113.42:51234' };
+
+  test.each([
+    ['0', chain, '192.0.2.1', 'peer'],
+    ['1', chain, '192.0.2.1', 'peer'], // the left-most is unusable
+    ['1', { 'x-forwarded-for': '198.51.100.7, 10.0.0.1' }, '198.51.100.7', 'x-forwarded-for'],
+    ['hops:1', chain, '203.0.113.42', 'x-forwarded-for'],
+    ['hops:2', chain, '198.51.100.7', 'x-forwarded-for'],
+    ['hops:3', chain, '192.0.2.1', 'peer'],
+    ['hops:4', chain, '192.0.2.1', 'peer'],
+    ['hops:1', {}, '192.0.2.1', 'peer'],
+    ['header:X-Real-IP', { 'x-real-ip': '203.0.113.9' }, '203.0.113.9', 'x-real-ip'],
+    ['header:X-Real-IP', { 'x-real-ip': '203.0.113.9, 203.0.113.10' }, '192.0.2.1', 'peer'],
+    ['header:X-Real-IP', chain, '192.0.2.1', 'peer'],
+  ] as [string, Record<string, string>, string, string][])(
+    '%s with %p is %s',
+    (setting, headers, client, source) => {
+      expect(from(setting, headers)).toMatchObject({ client, source });
+    },
+  );
+
+  test('IPv6 counts by /64, shows whole, and a mapped address is its IPv4', () => {
+    const a = from('0', {}, '2001:db8:1:2:aaaa::1');
+    const b = from('0', {}, '2001:db8:1:2:ffff:ffff:ffff:ffff');
+    expect([a.client, a.address]).toEqual(['2001:db8:1:2::/64', '2001:db8:1:2:aaaa::1']);
+    expect(b.client).toBe(a.client);
+    expect(from('0', {}, '2001:db8:1:3::1').client).not.toBe(a.client);
+    expect(from('0', {}, '::ffff:192.0.2.9').client).toBe('192.0.2.9');
+    expect(from('0', {}, '').client).toBe('unknown');
+  });
+
+  test('warns once of a header that is not trusted, without an address', () => {
+    const { warnings, resolver } = from('0', chain);
+    resolver.resolve(new Headers(chain), '192.0.2.1');
+    expect(warnings).toHaveLength(1);
+    expect(warnings[0]).toContain('x-forwarded-for');
+    expect(warnings[0]).not.toMatch(/\d+\.\d+\.\d+\.\d+/);
+    expect(from('0', {}).warnings).toEqual([]);
+  });
+
+  test('warns once of a trusted header that is missing or unusable', () => {
+    const { warnings, resolver } = from('header:Fly-Client-IP', {});
+    resolver.resolve(new Headers(), '192.0.2.1');
+    expect(warnings).toHaveLength(1);
+    expect(warnings[0]).toContain('fly-client-ip');
+    expect(from('1', { 'x-forwarded-for': '198.51.100.7' }).warnings).toEqual([]);
+  });
+});

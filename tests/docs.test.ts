@@ -1,0 +1,52 @@
+/** The tables in the documentation, against the code that they speak of. */
+import { expect, test } from 'bun:test';
+import { join } from 'node:path';
+import { readOptions, settings } from '../src/config.ts';
+import { createRegistry } from '../src/metrics.ts';
+import { RelayServer } from '../src/server.ts';
+
+const root = join(import.meta.dir, '..');
+
+const settingRows = Object.entries(settings).map(
+  ([option, { env, shownDefault, help }]) =>
+    `| \`${env}\` | \`${option}\` | ${shownDefault && `\`${shownDefault}\``} | ${help} |`,
+);
+
+async function metricRows(): Promise<string[]> {
+  const { sockets } = new RelayServer(readOptions({ logLevel: 'silent' }));
+  const metrics = await createRegistry(sockets).getMetricsAsJSON();
+  return metrics.map(({ name, type, help, values }) => {
+    const labels = new Set(values.flatMap((value) => Object.keys(value.labels)));
+    labels.delete('le');
+    return `| \`${name}\` | ${String(type)} | ${[...labels].map((label) => `\`${label}\``).join(', ')} | ${help} |`;
+  });
+}
+
+/** The rows that stand between a marker and its end, without the table's head. */
+async function rowsOf(file: string, marker: string): Promise<string[]> {
+  const text = await Bun.file(join(root, file)).text();
+  const between = text.split(`<!-- ${marker} -->`)[1]?.split(`<!-- /${marker} -->`)[0] ?? '';
+  const rows = between
+    .split('\n')
+    .filter((line) => line.startsWith('|'))
+    .slice(2);
+  return rows.map((row) => row.replaceAll(/ +/g, ' ').replaceAll(/\| (?=\|)/g, '| '));
+}
+
+const normal = (rows: string[]): string[] => rows.map((row) => row.replaceAll(/ +/g, ' '));
+
+test('the README has every setting, with its default', async () => {
+  expect(await rowsOf('README.md', 'settings')).toEqual(normal(settingRows));
+});
+
+test('docs/metrics.md has every metric, with its type and labels', async () => {
+  expect(await rowsOf('docs/metrics.md', 'metrics')).toEqual(normal(await metricRows()));
+});
+
+test('every metric in an alert exists', async () => {
+  const text = await Bun.file(join(root, 'docs/metrics.md')).text();
+  const names = new Set((await metricRows()).map((row) => row.split('`')[1]));
+  for (const [used] of text.matchAll(/amesh_relay_[a-z_]+/g)) {
+    expect(names).toContain(used.replace(/_(bucket|sum|count)$/, ''));
+  }
+});

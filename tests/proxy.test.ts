@@ -1,0 +1,225 @@
+/** The relay behind the real nginx and the real Caddy, with the configuration that is shipped: who is the client then? */
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'bun:test';
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { generate } from 'selfsigned';
+import { createRelayServer } from '../src/index.ts';
+
+const root = join(import.meta.dir, '..');
+const read = (file: string): Promise<string> => Bun.file(join(root, file)).text();
+let folder: string;
+let pem: { cert: string; private: string };
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'amesh-relay-proxy-'));
+  pem = await generate([{ name: 'commonName', value: 'relay.example.com' }]);
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+const cleanUps: (() => unknown)[] = [];
+afterEach(async () => {
+  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
+});
+
+async function freePort(): Promise<number> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const probe = createServer().listen(0, '127.0.0.1', resolve);
+  await promise;
+  const { port } = probe.address() as { port: number };
+  await new Promise((closed) => probe.close(closed));
+  return port;
+}
+
+/** A relay, and a proxy before it. @returns The WebSocket URL at the proxy. */
+async function behind(
+  trustProxy: string,
+  start: (relay: number, port: number) => Promise<{ command: string[]; scheme: 'ws' | 'wss' }>,
+): Promise<string> {
+  const relay = await createRelayServer({
+    port: 0,
+    host: '127.0.0.1',
+    trustProxy,
+    logLevel: 'silent',
+  });
+  const { port: relayPort } = await relay.start();
+  cleanUps.push(() => relay.stop());
+  // A port that was free a moment ago may be another program's now: then once more with another.
+  for (let attempt = 1; ; attempt += 1) {
+    const port = await freePort();
+    const { command, scheme } = await start(relayPort, port);
+    const proxy = Bun.spawn(command, {
+      stdout: 'ignore',
+      stderr: 'pipe',
+      env: { ...process.env, HOME: folder },
+    });
+    cleanUps.push(async () => {
+      proxy.kill();
+      await proxy.exited;
+    });
+    const health = `${scheme.replace('ws', 'http')}://127.0.0.1:${port}/health`;
+    while (proxy.exitCode === null) {
+      const up = await fetch(health, { tls: { rejectUnauthorized: false } }).catch(() => undefined);
+      if (up?.ok) return `${scheme}://127.0.0.1:${port}/ws`;
+      await Bun.sleep(20);
+    }
+    if (attempt === 3) throw new Error(await proxy.stderr.text());
+  }
+}
+
+/** What a socket of this client is answered to one frame. */
+async function ask(url: string, frame: object, headers: Record<string, string>): Promise<string> {
+  const { promise, resolve, reject } = Promise.withResolvers<string>();
+  const ws = new WebSocket(url, { headers, tls: { rejectUnauthorized: false } });
+  ws.onopen = () => ws.send(JSON.stringify(frame));
+  ws.onmessage = ({ data }) => resolve(String(data));
+  ws.onerror = () => reject(new Error('no socket'));
+  const answer = await promise;
+  ws.close();
+  return answer;
+}
+
+const guess = (attempt: number): object => ({ type: 'connect', otc: String(100_000 + attempt) });
+
+/** One real client that lies about its address, a new lie each time. */
+async function lie(url: string, header: string): Promise<string[]> {
+  const answers: string[] = [];
+  for (let attempt = 1; attempt <= 6; attempt += 1) {
+    answers.push(await ask(url, guess(attempt), { [header]: `203.0.113.${attempt}` }));
+  }
+  return answers.map((answer) => (JSON.parse(answer) as { code: string }).code);
+}
+
+const FIVE_FAILURES = [...Array<string>(5).fill('otc_not_found'), 'rate_limited'];
+
+/** A pairing from end to end. */
+async function pair(url: string): Promise<void> {
+  const open = (): Promise<{ ws: WebSocket; next: () => Promise<string> }> => {
+    const ws = new WebSocket(url, { tls: { rejectUnauthorized: false } });
+    const frames: string[] = [];
+    let wake = (): void => {};
+    ws.onmessage = ({ data }) => {
+      frames.push(String(data));
+      wake();
+    };
+    const next = async (): Promise<string> => {
+      while (frames.length === 0) await new Promise<void>((resolve) => (wake = resolve));
+      return frames.shift() as string;
+    };
+    return new Promise((resolve) => (ws.onopen = () => resolve({ ws, next })));
+  };
+  const [target, controller] = await Promise.all([open(), open()]);
+  target.ws.send('{"type":"listen","otc":"482916"}');
+  expect(await target.next()).toBe('{"type":"ack","message":"session_open"}');
+  controller.ws.send('{"type":"connect","otc":"482916"}');
+  for (const peer of [target, controller]) expect(await peer.next()).toBe('{"type":"peer_found"}');
+  const data = JSON.stringify({ type: 'data', payload: 'x'.repeat(60_000) });
+  controller.ws.send(data);
+  expect(await target.next()).toBe(data);
+  target.ws.send('{"type":"done"}');
+  expect(await controller.next()).toBe('{"type":"done"}');
+  target.ws.close();
+  controller.ws.close();
+}
+
+const nginx = Bun.which('nginx', { PATH: `${process.env['PATH']}:/usr/sbin` });
+const caddy = Bun.which('caddy');
+for (const [name, found] of Object.entries({ nginx, caddy })) {
+  if (!found) console.warn(`SKIPPED: there is no ${name} here to test the relay behind it`);
+}
+
+/** `forward` replaces the shipped way to pass the address on. */
+function withNginx(forward?: string) {
+  return async (relay: number, port: number) => {
+    const here = join(folder, `nginx-${port}`);
+    await mkdir(here);
+    await Promise.all([
+      Bun.write(join(here, 'cert.pem'), pem.cert),
+      Bun.write(join(here, 'key.pem'), pem.private),
+    ]);
+    const shipped = (await read('deploy/nginx.conf'))
+      .replace('listen 443', `listen 127.0.0.1:${port}`)
+      .replace('127.0.0.1:3001', `127.0.0.1:${relay}`)
+      .replace(/\/etc\/letsencrypt\S+fullchain\.pem/, join(here, 'cert.pem'))
+      .replace(/\/etc\/letsencrypt\S+privkey\.pem/, join(here, 'key.pem'))
+      .replace(/proxy_set_header X-Forwarded-For .*;/, (line) => forward ?? line);
+    const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'];
+    await Bun.write(
+      join(here, 'nginx.conf'),
+      `daemon off; pid ${here}/pid; error_log stderr;
+      events {}
+      http { access_log off; ${temporary.map((kind) => `${kind}_temp_path ${here}/${kind};`).join(' ')}
+      ${shipped} }`,
+    );
+    const command = [nginx as string, '-e', 'stderr', '-p', here, '-c', join(here, 'nginx.conf')];
+    return { command, scheme: 'wss' as const };
+  };
+}
+
+async function withCaddy(relay: number, port: number) {
+  const shipped = (await read('deploy/Caddyfile'))
+    .replace(/^relay\.example\.com/m, `http://127.0.0.1:${port}`)
+    .replace('127.0.0.1:3001', `127.0.0.1:${relay}`);
+  const file = join(folder, `Caddyfile-${port}`);
+  await Bun.write(file, `{\n\tadmin off\n}\n${shipped}`);
+  const command = [caddy as string, 'run', '--adapter', 'caddyfile', '--config', file];
+  return { command, scheme: 'ws' as const };
+}
+
+describe.skipIf(!nginx)('nginx', () => {
+  test.each([
+    ['appending (as shipped), hops:1', undefined, 'hops:1', 'X-Forwarded-For'],
+    ['overwriting, 1', 'proxy_set_header X-Forwarded-For $remote_addr;', '1', 'X-Forwarded-For'],
+    [
+      'X-Real-IP, header:x-real-ip',
+      'proxy_set_header X-Real-IP $remote_addr;',
+      'header:x-real-ip',
+      'X-Real-IP',
+    ],
+  ])(
+    '%s: passes pairings, and a forged address evades no limit',
+    async (_, forward, rule, header) => {
+      const url = await behind(rule, withNginx(forward));
+      await pair(url);
+      expect(await lie(url, header)).toEqual(FIVE_FAILURES);
+    },
+  );
+
+  test('appending with 1 is what the table warns of: each lie is a client of its own', async () => {
+    const url = await behind('1', withNginx());
+    expect(await lie(url, 'X-Forwarded-For')).toEqual(Array(6).fill('otc_not_found'));
+  });
+
+  test('two clients have two counts', async () => {
+    const url = await behind(
+      'hops:1',
+      withNginx('proxy_set_header X-Forwarded-For $http_test_client;'),
+    );
+    for (let attempt = 1; attempt <= 5; attempt += 1) {
+      await ask(url, guess(attempt), { 'Test-Client': '192.0.2.1' });
+    }
+    expect(await ask(url, guess(6), { 'Test-Client': '192.0.2.1' })).toContain('rate_limited');
+    expect(await ask(url, guess(7), { 'Test-Client': '192.0.2.2' })).toContain('otc_not_found');
+  });
+});
+
+describe.skipIf(!caddy)('Caddy', () => {
+  test.each(['hops:1', '1'])(
+    '%s: passes pairings, and a forged address evades no limit',
+    async (rule) => {
+      const url = await behind(rule, withCaddy);
+      await pair(url);
+      expect(await lie(url, 'X-Forwarded-For')).toEqual(FIVE_FAILURES);
+    },
+  );
+});
+
+describe('no proxy', () => {
+  test('unset: a forged address evades no limit', async () => {
+    const relay = await createRelayServer({ port: 0, host: '127.0.0.1', logLevel: 'silent' });
+    const { url } = await relay.start();
+    expect(await lie(url, 'X-Forwarded-For')).toEqual(FIVE_FAILURES);
+    await relay.stop();
+  });
+});

@@ -1,0 +1,215 @@
+/** What the tests stand on: a relay on a free port with a clock of its own, and clients that miss no frame. */
+import { afterEach } from 'bun:test';
+import { readOptions, type RelayOptions } from '../src/config.ts';
+import type { Log } from '../src/log.ts';
+import { RelayServer } from '../src/server.ts';
+
+export type Frame = Record<string, unknown>;
+
+/** How long anything may take before a test fails; nothing waits this long when all is well. */
+const DEADLINE_MS = 5000;
+
+const cleanUps: (() => unknown)[] = [];
+afterEach(async () => {
+  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
+});
+
+/** Runs after the present test, last come first. */
+export function afterThisTest(cleanUp: () => unknown): void {
+  cleanUps.push(cleanUp);
+}
+
+/** What a promise comes to, or an error that says what was waited for. */
+export async function within<T>(promise: Promise<T>, what: string): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`waited in vain for ${what}`)), DEADLINE_MS);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Waits until a condition holds, looking at every turn of the loop. */
+export async function until(condition: () => boolean, what: string): Promise<void> {
+  const deadline = performance.now() + DEADLINE_MS;
+  while (!condition()) {
+    if (performance.now() > deadline) throw new Error(`waited in vain until ${what}`);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+}
+
+/** A log that keeps its lines. */
+export function memoryLog(): Log & { lines: string[] } {
+  const lines: string[] = [];
+  const at =
+    (level: string) =>
+    (message: string, fields: object = {}) => {
+      lines.push(JSON.stringify({ level, message, ...fields }));
+    };
+  return { lines, debug: at('debug'), info: at('info'), warn: at('warn'), error: at('error') };
+}
+
+export class TestRelay {
+  readonly log = memoryLog();
+  readonly server: RelayServer;
+  port = 0;
+  #now = 1_000_000;
+
+  constructor(options: RelayOptions) {
+    this.server = new RelayServer(readOptions({ port: 0, host: '127.0.0.1', ...options }), {
+      now: () => this.#now,
+      log: this.log,
+    });
+  }
+
+  get url(): string {
+    return `ws://127.0.0.1:${this.port}/ws`;
+  }
+
+  get http(): string {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  get sockets(): RelayServer['sockets'] {
+    return this.server.sockets;
+  }
+
+  /** Time passes, and unless told otherwise the sweeper comes by. */
+  pass(milliseconds: number, { sweep = true } = {}): void {
+    this.#now += milliseconds;
+    while (sweep && this.sockets.sweep());
+  }
+
+  async connect(init?: { headers?: Record<string, string> }): Promise<Client> {
+    return openClient(this.url, init);
+  }
+
+  /** A target and a controller that have met. */
+  async pair(otc = '482916'): Promise<{ target: Client; controller: Client }> {
+    const [target, controller] = await Promise.all([this.connect(), this.connect()]);
+    target.send({ type: 'listen', otc });
+    await target.expect({ type: 'ack', message: 'session_open' });
+    controller.send({ type: 'connect', otc });
+    await Promise.all([target, controller].map((peer) => peer.expect({ type: 'peer_found' })));
+    return { target, controller };
+  }
+}
+
+/** A relay that stops with the test. */
+export async function startRelay(options: RelayOptions = {}): Promise<TestRelay> {
+  const relay = new TestRelay(options);
+  ({ port: relay.port } = await relay.server.start());
+  afterThisTest(() => relay.server.stop());
+  return relay;
+}
+
+export interface Closed {
+  code: number;
+  reason: string;
+}
+
+/** A WebSocket whose frames queue up until they are asked for. */
+export class Client {
+  readonly closed: Promise<Closed>;
+  readonly ws: WebSocket;
+  readonly #frames: string[] = [];
+  #wake = (): void => {};
+  #closed: Closed | undefined;
+
+  constructor(ws: WebSocket) {
+    this.ws = ws;
+    ws.addEventListener('message', (event) => {
+      this.#frames.push(String(event.data));
+      this.#wake();
+    });
+    this.closed = new Promise((resolve) => {
+      ws.addEventListener('close', ({ code, reason }) => {
+        this.#closed = { code, reason };
+        this.#wake();
+        resolve(this.#closed);
+      });
+    });
+  }
+
+  /** Objects go out as JSON, strings and bytes as they are. */
+  send(frame: Frame | string | Uint8Array<ArrayBuffer>): void {
+    this.ws.send(
+      typeof frame === 'string' || frame instanceof Uint8Array ? frame : JSON.stringify(frame),
+    );
+  }
+
+  close(code?: number): void {
+    this.ws.close(code);
+  }
+
+  /** The next frame as text. */
+  async nextText(): Promise<string> {
+    const frame = this.#frames.shift();
+    if (frame !== undefined) return frame;
+    if (this.#closed) throw new Error(`closed (${this.#closed.code}) with no frame left`);
+    await within(
+      new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      }),
+      'a frame',
+    );
+    return this.nextText();
+  }
+
+  async next(): Promise<Frame> {
+    return JSON.parse(await this.nextText()) as Frame;
+  }
+
+  /** Fails unless the next frame is exactly this one. */
+  async expect(frame: Frame): Promise<void> {
+    const text = await this.nextText();
+    if (!Bun.deepEquals(JSON.parse(text), frame, true)) {
+      throw new Error(`expected ${JSON.stringify(frame)}, got ${text}`);
+    }
+  }
+
+  async expectError(code: string): Promise<void> {
+    await this.expect({ type: 'error', code });
+  }
+
+  /** Sends a frame and fails unless it is answered with this error. */
+  async refused(frame: Frame | string | Uint8Array<ArrayBuffer>, code: string): Promise<void> {
+    this.send(frame);
+    await this.expectError(code);
+  }
+
+  /** Fails unless the socket is closed with this code, and no frame is left. */
+  async expectClose(code: number, reason: string): Promise<void> {
+    const closed = await within(this.closed, `close ${code}`);
+    if (closed.code !== code || closed.reason !== reason) {
+      throw new Error(`expected close ${code} ${reason}, got ${closed.code} ${closed.reason}`);
+    }
+    if (this.#frames.length > 0) throw new Error(`unexpected frame ${this.#frames[0]}`);
+  }
+
+  /** Fails if the relay has sent anything: a ping and its pong prove that all it had to say is here. */
+  async expectNothing(): Promise<void> {
+    const pong = Promise.withResolvers<void>();
+    this.ws.addEventListener('pong' as 'message', () => pong.resolve(), { once: true });
+    (this.ws as WebSocket & { ping: () => void }).ping();
+    await within(pong.promise, 'a pong');
+    if (this.#frames.length > 0) throw new Error(`unexpected frame ${this.#frames[0]}`);
+  }
+}
+
+export async function openClient(url: string, init: object = {}): Promise<Client> {
+  const ws = new WebSocket(url, init as string[]);
+  const client = new Client(ws);
+  await within(
+    new Promise<void>((resolve, reject) => {
+      ws.addEventListener('open', () => resolve());
+      ws.addEventListener('error', () => reject(new Error('the socket did not open')));
+    }),
+    'a socket to open',
+  );
+  afterThisTest(() => ws.terminate());
+  return client;
+}
