@@ -271,7 +271,7 @@ test('codes are six digits, all alike', () => {
 
 test('a draw from past the last whole million is drawn again', () => {
   const draws = [4_294_967_295, 4_294_000_000, 4_293_999_999];
-  const random = spyOn(crypto, 'getRandomValues').mockImplementation((array) => {
+  const random = spyOn(crypto, 'getRandomValues').mockImplementation(<T>(array: T): T => {
     (array as Uint32Array)[0] = draws.shift() as number;
     return array;
   });
