@@ -1,18 +1,18 @@
 /**
  * Every setting once: its name as an option and in the environment, its default, and what it accepts. Times are seconds
- * in the environment and milliseconds (`…Ms`) as options.
+ * in the environment and milliseconds (`…Ms`) as options. Without zod, which takes as long to load as all the rest.
  */
 import ipaddr from 'ipaddr.js';
-import * as z from 'zod/mini';
-import { parseProxyRule, PROXY_RULE_FORMS, type ProxyRule } from './client-ip.ts';
+import { parseProxyRule, PROXY_RULE_FORMS } from './client-ip.ts';
 import { LOG_LEVELS, type LogLevel } from './log.ts';
 
-/** One setting: `In` is what an option may be, `Out` what the relay works with. */
-interface Setting<In, Out> {
+interface Setting {
   env: string;
-  default: In;
-  schema: z.ZodMiniType<Out, unknown>;
-  /** Turns the environment's text into an option's value; what it can't turn, the schema refuses. */
+  /** What an option that is left out counts as. */
+  default: unknown;
+  /** What the relay works with, from an option's value; undefined where it is not accepted. */
+  take: (value: unknown) => unknown;
+  /** Turns the environment's text into an option's value; what it can't turn, `take` refuses. */
   fromText: (text: string) => unknown;
   /** What is accepted, as an error says it: after "expected". */
   accepts: string;
@@ -29,18 +29,25 @@ export class ConfigError extends Error {
   readonly code = 'ERR_RELAY_CONFIG';
 }
 
+const within =
+  (min: number, max: number) =>
+  (value: unknown): number | undefined =>
+    Number.isInteger(value) && (value as number) >= min && (value as number) <= max
+      ? (value as number)
+      : undefined;
+
 const wholeNumber = (text: string): unknown => (/^\d{1,15}$/.test(text) ? Number(text) : text);
 
 function integer(env: string, normal: number, min: number, max: number, help: string) {
   return {
     env,
     default: normal,
-    schema: z.int().check(z.gte(min), z.lte(max)),
+    take: within(min, max),
     fromText: wholeNumber,
     accepts: `a whole number from ${min} to ${max}`,
     help,
     shownDefault: String(normal),
-  } satisfies Setting<number, number>;
+  } satisfies Setting;
 }
 
 /** `min` and `max` are seconds; the option is in milliseconds. */
@@ -48,7 +55,7 @@ function seconds(env: string, normal: number, min: number, max: number, help: st
   return {
     env,
     default: normal * 1000,
-    schema: z.int().check(z.gte(min * 1000), z.lte(max * 1000)),
+    take: within(min * 1000, max * 1000),
     fromText: (text) => {
       const value = wholeNumber(text);
       return typeof value === 'number' ? value * 1000 : value;
@@ -56,7 +63,7 @@ function seconds(env: string, normal: number, min: number, max: number, help: st
     accepts: `whole seconds from ${min} to ${max} (as an option, milliseconds)`,
     help: `${help} Seconds.`,
     shownDefault: String(normal),
-  } satisfies Setting<number, number>;
+  } satisfies Setting;
 }
 
 const YES = ['1', 'true', 'yes'];
@@ -66,25 +73,25 @@ function flag(env: string, normal: boolean, help: string) {
   return {
     env,
     default: normal,
-    schema: z.boolean(),
+    take: (value: unknown) => (typeof value === 'boolean' ? value : undefined),
     fromText: (text) =>
       YES.includes(text.toLowerCase()) ? true : NO.includes(text.toLowerCase()) ? false : text,
     accepts: `${YES.join(', ')} or ${NO.join(', ')} (as an option, true or false)`,
     help,
     shownDefault: normal ? '1' : '0',
-  } satisfies Setting<boolean, boolean>;
+  } satisfies Setting;
 }
 
 function file(env: string, help: string) {
   return {
     env,
     default: undefined as string | undefined,
-    schema: z.optional(z.string().check(z.minLength(1))),
+    take: (value: unknown) => (typeof value === 'string' && value ? value : undefined),
     fromText: (text) => text,
     accepts: 'the path of a file',
     help,
     shownDefault: '',
-  } satisfies Setting<string | undefined, string | undefined>;
+  } satisfies Setting;
 }
 
 const LABEL = /^(?!-)[a-z0-9_-]{1,63}(?<!-)$/i;
@@ -95,14 +102,14 @@ export function isIP(host: string): boolean {
 }
 
 /** An address, or a name that could be one: a last label of digits alone is a mistyped address. */
-function isHost(host: string): boolean {
-  if (isIP(host)) return true;
-  const labels = host.split('.');
-  return (
-    host.length <= 253 &&
+function host(value: unknown): string | undefined {
+  if (typeof value !== 'string') return undefined;
+  const labels = value.split('.');
+  const isName =
+    value.length <= 253 &&
     labels.every((label) => LABEL.test(label)) &&
-    !/^\d+$/.test(labels.at(-1) as string)
-  );
+    !/^\d+$/.test(labels.at(-1) as string);
+  return isIP(value) || isName ? value : undefined;
 }
 
 /** The host as another program on this machine can reach it. */
@@ -120,12 +127,12 @@ export const settings = {
   host: {
     env: 'HOST',
     default: '0.0.0.0',
-    schema: z.string().check(z.refine(isHost)),
+    take: host,
     fromText: (text) => text,
     accepts: 'an IP address or a host name of this machine',
     help: 'Address to listen on; :: takes IPv6 too.',
     shownDefault: '0.0.0.0',
-  } satisfies Setting<string, string>,
+  } satisfies Setting,
 
   /** File with the certificate chain in PEM, the server's own first; with `tlsKeyFile`. Default: no TLS. */
   tlsCertFile: file('TLS_CERT_FILE', 'PEM file of the certificate chain, for TLS without a proxy.'),
@@ -137,19 +144,15 @@ export const settings = {
   trustProxy: {
     env: 'AMESH_TRUST_PROXY',
     default: '0' as string | boolean,
-    schema: z.pipe(
-      z.union([z.string(), z.boolean()]),
-      z.transform((value, context) => {
-        const rule = parseProxyRule(String(value));
-        if (!rule) context.issues.push({ code: 'custom', input: value });
-        return rule ?? z.NEVER;
-      }),
-    ),
+    take: (value: unknown) =>
+      typeof value === 'string' || typeof value === 'boolean'
+        ? parseProxyRule(String(value))
+        : undefined,
     fromText: (text) => text,
     accepts: PROXY_RULE_FORMS,
     help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
     shownDefault: '0',
-  } satisfies Setting<string | boolean, ProxyRule>,
+  } satisfies Setting,
 
   /** How long each stage of a session (waiting, paired) may last, in milliseconds: 5,000 to 300,000. Default 30,000. */
   sessionTtlMs: seconds(
@@ -281,12 +284,12 @@ export const settings = {
   logLevel: {
     env: 'LOG_LEVEL',
     default: 'info' as LogLevel,
-    schema: z.enum(LOG_LEVELS),
+    take: (value: unknown) => LOG_LEVELS.find((level) => level === value),
     fromText: (text) => text.toLowerCase(),
     accepts: LOG_LEVELS.join(', '),
     help: '`debug`, `info`, `warn`, `error` or `silent`.',
     shownDefault: 'info',
-  } satisfies Setting<LogLevel, LogLevel>,
+  } satisfies Setting,
 
   /** Whether the log names clients' addresses. Default false. */
   logClients: flag(
@@ -302,23 +305,23 @@ export const settings = {
   metricsPort: {
     env: 'METRICS_PORT',
     default: undefined as number | undefined,
-    schema: z.optional(z.int().check(z.gte(0), z.lte(65_535))),
+    take: within(0, 65_535),
     fromText: wholeNumber,
     accepts: 'a whole number from 0 to 65535, or nothing for no metrics',
     help: 'Port for Prometheus (`/metrics`).',
     shownDefault: '',
-  } satisfies Setting<number | undefined, number | undefined>,
+  } satisfies Setting,
 
   /** Address for Prometheus. Default: `host`. */
   metricsHost: {
     env: 'METRICS_HOST',
     default: undefined as string | undefined,
-    schema: z.optional(z.string().check(z.refine(isHost))),
+    take: host,
     fromText: (text) => text,
     accepts: 'an IP address or a host name of this machine',
     help: 'Address for Prometheus; unset, `HOST`.',
     shownDefault: '',
-  } satisfies Setting<string | undefined, string | undefined>,
+  } satisfies Setting,
 };
 
 type Settings = typeof settings;
@@ -328,7 +331,11 @@ export type SettingName = keyof Settings;
 export type RelayOptions = { [K in SettingName]?: Settings[K]['default'] };
 
 /** Every setting with its value in force. */
-export type Config = Readonly<{ [K in SettingName]: z.output<Settings[K]['schema']> }>;
+export type Config = Readonly<{
+  [K in SettingName]:
+    | NonNullable<ReturnType<Settings[K]['take']>>
+    | (undefined extends Settings[K]['default'] ? undefined : never);
+}>;
 
 /**
  * Checks options and fills in the defaults.
@@ -367,22 +374,12 @@ function read(
 ): Config {
   const config: Record<string, unknown> = {};
   for (const name of Object.keys(settings) as SettingName[]) {
-    const { default: normal, schema, accepts } = settings[name];
+    const { default: normal, take, accepts } = settings[name] as Setting;
     const { label, value, text } = get(name);
-    const result = schema.safeParse(value ?? normal);
-    if (!result.success) {
+    const chosen = value ?? normal;
+    config[name] = chosen === undefined ? undefined : take(chosen);
+    if (chosen !== undefined && config[name] === undefined) {
       throw new ConfigError(`${label}: got ${JSON.stringify(text ?? value)}, expected ${accepts}`);
-    }
-    config[name] = result.data;
-  }
-  for (const [one, other] of [
-    ['tlsCertFile', 'tlsKeyFile'],
-    ['tlsKeyFile', 'tlsCertFile'],
-  ] as const) {
-    if (config[one] !== undefined && config[other] === undefined) {
-      throw new ConfigError(
-        `${get(other).label}: not set, but ${get(one).label} is; expected both or neither`,
-      );
     }
   }
   return Object.freeze(config) as Config;

@@ -1,8 +1,6 @@
 /** What the relay says over plain HTTP. */
-import { zValidator } from '@hono/zod-validator';
 import { Hono } from 'hono';
 import { accepts } from 'hono/accepts';
-import * as z from 'zod/mini';
 import pkg from '../package.json' with { type: 'json' };
 import type { Caller } from './client-ip.ts';
 
@@ -10,16 +8,6 @@ export interface Health {
   status: 'ok' | 'draining';
   sessions: number;
 }
-
-/** What a request needs to become a WebSocket, per RFC 6455, section 4.2.1. */
-const upgradeHeaders = z.object({
-  upgrade: z.string('missing').check(z.regex(/\bwebsocket\b/i, 'must be "websocket"')),
-  connection: z.string('missing').check(z.regex(/\bupgrade\b/i, 'must be "Upgrade"')),
-  'sec-websocket-version': z.literal('13', 'must be "13"'),
-  'sec-websocket-key': z
-    .string('missing')
-    .check(z.regex(/^[A-Za-z0-9+/]{22}==$/, 'must be 16 bytes in base64')),
-});
 
 /** What `GET /` has to ask for; without it, there is no `/`. */
 export interface Surroundings {
@@ -83,16 +71,7 @@ export function createHttp(
 
   http.get(
     '/ws',
-    zValidator('header', upgradeHeaders, (result, c) => {
-      if (result.success) return undefined;
-      const missing = result.error.issues.map(
-        (issue) => `${issue.path.join('.')}: ${issue.message}`,
-      );
-      return c.json(
-        { error: 'upgrade_required', message: 'This is a WebSocket endpoint.', missing },
-        400,
-      );
-    }),
+    async (c, next) => (await import('./upgrade.ts')).requireUpgrade(c as never, next),
     // Headers that pass and yet made no socket: what else may be wrong, only Bun knows.
     (c) => c.json({ error: 'upgrade_failed', message: 'The WebSocket handshake failed.' }, 400),
   );

@@ -1,48 +1,12 @@
 /**
- * The whole wire on one page: what a client may say, what the relay answers, and the codes of both.
- * `PROTOCOL.md` explains it; this file is what runs.
+ * The wire: how a frame is read and written. What a client may say stands in `messages.ts`, the codes in `codes.ts`;
+ * `PROTOCOL.md` explains it all.
  */
-import * as z from 'zod/mini';
 import { errorCodes, type ErrorCode } from './codes.ts';
+import type { ClientMessage, clientMessages } from './messages.ts';
 
 export * from './codes.ts';
-
-const otc = z.string().check(z.regex(/^[0-9]{6}$/));
-const jti = z.string().check(z.minLength(1), z.maxLength(128));
-
-/** What a client may send, by the frame's `type`. Unnamed fields are dropped. */
-export const clientMessages = {
-  listen: z.object({ type: z.literal('listen'), otc }),
-  connect: z.object({ type: z.literal('connect'), otc }),
-  data: z.object({ type: z.literal('data'), payload: z.string() }),
-  done: z.object({ type: z.literal('done') }),
-  bootstrap_watch: z.object({ type: z.literal('bootstrap_watch'), jti }),
-  bootstrap_init: z.object({
-    type: z.literal('bootstrap_init'),
-    jti,
-    token: z.string(),
-    targetPubKey: z.string(),
-  }),
-  bootstrap_ack: z
-    .object({
-      type: z.literal('bootstrap_ack'),
-      jti,
-      publicKey: z.optional(z.string()),
-      controllerPubKey: z.optional(z.string()),
-      controllerSig: z.string(),
-    })
-    .check(z.refine((ack) => ack.publicKey !== undefined || ack.controllerPubKey !== undefined)),
-  bootstrap_reject: z.object({
-    type: z.literal('bootstrap_reject'),
-    jti,
-    error: z.optional(z.string()),
-  }),
-} as const;
-
-type ClientMessages = typeof clientMessages;
-export type ClientMessage = {
-  [T in keyof ClientMessages]: z.infer<ClientMessages[T]>;
-}[keyof ClientMessages];
+export type { ClientMessage };
 
 /** A frame that could not be read, and what could be told of it: who sent an unreadable init waits for its jti. */
 export interface Malformed {
@@ -67,6 +31,15 @@ export function isCanonicalData(text: string): boolean {
 /** The two frames of every pairing, as every client writes them: read without the long way round. */
 const canonicalCode = /^\{"type":"(listen|connect)","otc":"([0-9]{6})"\}$/;
 
+let loaded: typeof clientMessages | undefined;
+
+/** Loaded with the first frame that is not of the few above, since a start need not wait for them. */
+function schemas(): typeof clientMessages {
+  // oxlint-disable-next-line no-require-imports -- a frame is read in one go
+  loaded ??= (require('./messages.ts') as typeof import('./messages.ts')).clientMessages;
+  return loaded;
+}
+
 /** Reads one frame. Never throws: what is no message comes back with its error code. */
 export function parse(text: string): ClientMessage | Malformed {
   const code = canonicalCode.exec(text);
@@ -83,9 +56,8 @@ export function parse(text: string): ClientMessage | Malformed {
   const fields = value as Record<string, unknown>;
   const { type } = fields;
   if (type !== undefined && typeof type !== 'string') return { malformed: 'invalid_message' };
-  if (type === undefined || !Object.hasOwn(clientMessages, type))
-    return { malformed: 'unknown_type' };
-  const result = clientMessages[type as keyof ClientMessages].safeParse(fields);
+  if (type === undefined || !Object.hasOwn(schemas(), type)) return { malformed: 'unknown_type' };
+  const result = schemas()[type as ClientMessage['type']].safeParse(fields);
   if (result.success) return result.data;
   const wrong = new Set(result.error.issues.map((issue) => issue.path[0]));
   if (wrong.has('otc')) return { malformed: 'invalid_otc' };

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test';
-import { clientMessages, decodeBinary, frames, isCanonicalData, parse } from '../src/protocol.ts';
+import { clientMessages } from '../src/messages.ts';
+import { decodeBinary, frames, isCanonicalData, parse } from '../src/protocol.ts';
 
 const refusal = (text: string): unknown => {
   const message = parse(text);
