@@ -211,6 +211,22 @@ describe('the end', () => {
   });
 });
 
+test('who stays open after a session hears nothing of the next on its code', async () => {
+  const relay = await startRelay();
+  const old = await relay.pair();
+  old.target.send({ type: 'done' });
+  await old.controller.expect({ type: 'done' });
+  const { target, controller } = await relay.pair();
+  for (const [from, to] of [
+    [target, controller],
+    [controller, target],
+  ] as const) {
+    from.send(data('for the peer alone'));
+    await to.expect(data('for the peer alone'));
+  }
+  await Promise.all([old.target, old.controller].map((peer) => peer.expectNothing()));
+});
+
 describe('expiry', () => {
   test('a waiting session ends 30 s after listen, a pairing 30 s after it began', async () => {
     const relay = await startRelay();
