@@ -49,6 +49,22 @@ describe('attempts', () => {
     expect(attempts.size).toBe(0);
   });
 
+  test('whoever tries again moves behind the others, and the sweep misses nobody', () => {
+    const attempts = new Attempts(5);
+    attempts.add('early', 0);
+    attempts.add('once', 1);
+    attempts.add('early', 30_000);
+    attempts.sweep(1 + WINDOW_MS);
+    expect(attempts.size).toBe(1);
+  });
+
+  test('who stands in a full book is still counted', () => {
+    const attempts = new Attempts(2, 1);
+    attempts.add('here', 0);
+    attempts.add('here', 1);
+    expect([attempts.size, attempts.isSpent('here', 2)]).toEqual([1, true]);
+  });
+
   test('the book is bounded, and nobody in it is forgotten because of newcomers', () => {
     const attempts = new Attempts(2, 1000);
     attempts.add('honest', 0);
