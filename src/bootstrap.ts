@@ -74,6 +74,8 @@ export class Bootstrap<P extends Bootstrapped<P>> {
     if (this.#burnt.has(jti, now)) return 'token_already_used';
     const watch = this.#watches.get(jti);
     if (!watch) return 'no_watcher';
+    // A watch that was renewed for longer than a jti stays burnt still owes its first target the answer.
+    if (watch.target) return 'token_already_used';
     if (this.#burnt.isFull(now)) return 'relay_overloaded';
     this.#burnt.add(jti, now);
     watch.target = target;

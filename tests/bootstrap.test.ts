@@ -135,6 +135,17 @@ describe('burning', () => {
     expect(brief(world.bootstrap.announce(world.target, 'bt_1', 10 + BURNT_TTL))).toBe('ok');
   });
 
+  test('outlasts its 25 hours while the answer is owed', () => {
+    const world = new World();
+    world.watch();
+    const asked = world.ask(1);
+    expect(brief(world.bootstrap.announce(world.stranger, 'bt_1', 1 + BURNT_TTL))).toBe(
+      'token_already_used',
+    );
+    world.bootstrap.end(asked);
+    expect([world.bootstrap.asked, world.target.asks?.size]).toEqual([0, 0]);
+  });
+
   test('spares a jti that nobody watches, and one that found the list full', () => {
     const world = new World();
     expect(world.bootstrap.announce(world.target, 'bt_1', 0)).toBe('no_watcher');
