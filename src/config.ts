@@ -271,6 +271,15 @@ export const settings = {
     'Payload bytes a session may carry, both directions together.',
   ),
 
+  /** Frames that a session may carry, both directions together (close code 4003). Default 10,000. */
+  maxSessionFrames: integer(
+    'AMESH_MAX_SESSION_FRAMES',
+    10_000,
+    100,
+    1_000_000_000,
+    'Frames a session may carry, both directions together.',
+  ),
+
   /** Bytes that may wait for a socket that does not read (close code 4004). Default 1 MiB. */
   maxBacklogBytes: integer(
     'AMESH_MAX_BACKLOG_BYTES',

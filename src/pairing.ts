@@ -18,6 +18,8 @@ export interface Session<P> {
   stageAt: number;
   /** Bytes forwarded, both directions together. */
   bytes: number;
+  /** Frames forwarded, both directions together. */
+  frames: number;
 }
 
 export interface PairingLimits {
@@ -26,6 +28,8 @@ export interface PairingLimits {
   maxSessions: number;
   /** Bytes that a session may carry, both directions together. */
   maxSessionBytes: number;
+  /** Frames that a session may carry, both directions together. */
+  maxSessionFrames: number;
 }
 
 export class Pairing<P extends Paired<P>> {
@@ -66,6 +70,7 @@ export class Pairing<P extends Paired<P>> {
       openedAt: now,
       stageAt: now,
       bytes: 0,
+      frames: 0,
     };
     this.#waiting.set(otc, session);
     target.session = session;
@@ -97,8 +102,12 @@ export class Pairing<P extends Paired<P>> {
     const { session } = sender;
     if (!session) return 'no_session';
     if (!session.controller) return 'peer_not_connected';
-    if (session.bytes + bytes > this.#limits.maxSessionBytes) return 'session_data_limit';
+    const { maxSessionBytes, maxSessionFrames } = this.#limits;
+    if (session.bytes + bytes > maxSessionBytes || session.frames >= maxSessionFrames) {
+      return 'session_data_limit';
+    }
     session.bytes += bytes;
+    session.frames += 1;
     return session;
   }
 

@@ -137,6 +137,8 @@ export class Sockets {
           this.#failed(ws.data, error);
         }
       },
+      // Bun has answered it already; counted, since a flood of pings costs as much as any other.
+      ping: (ws) => this.#guard(ws.data, () => void this.#isWithinFrameRate(ws.data, 0)),
       close: (ws) => this.#guard(ws.data, () => this.#closed(ws.data)),
       maxPayloadLength: this.#config.maxFrameBytes,
       backpressureLimit: this.#config.maxBacklogBytes,
@@ -220,11 +222,13 @@ export class Sockets {
   #received(connection: Connection, frame: string | Buffer): void {
     const text = typeof frame === 'string' ? frame : decodeBinary(frame);
     if (text === undefined) return this.#malformed(connection, { malformed: 'invalid_message' });
-    if (isCanonicalData(text)) return this.#forward(connection, text);
+    const bytes = Buffer.byteLength(text);
+    if (isCanonicalData(text)) return this.#forward(connection, text, bytes);
     const message = parse(text);
     if ('malformed' in message) return this.#malformed(connection, message);
-    if (message.type === 'data') return this.#forward(connection, frames.data(message.payload));
-    if (this.#isWithinFrameRate(connection)) this.#control(connection, message);
+    if (message.type === 'data')
+      return this.#forward(connection, frames.data(message.payload), bytes);
+    if (this.#isWithinFrameRate(connection, bytes)) this.#control(connection, message);
   }
 
   #control(connection: Connection, message: Exclude<ClientMessage, { type: 'data' }>): void {
@@ -296,10 +300,11 @@ export class Sockets {
     if (this.#send(controller, frames.peerFound)) this.#send(session.target, frames.peerFound);
   }
 
-  #forward(sender: Connection, frame: string): void {
-    const bytes = Buffer.byteLength(frame) - DATA_ENVELOPE_BYTES;
+  /** @param received Bytes of the frame as it came, which is what a session is charged: junk around a payload costs too. */
+  #forward(sender: Connection, frame: string, received: number): void {
+    const bytes = Math.max(0, received - DATA_ENVELOPE_BYTES);
     const session = this.pairing.carry(sender, bytes);
-    if (typeof session === 'string') return this.#refuseData(sender, session);
+    if (typeof session === 'string') return this.#refuseData(sender, session, received);
     if (sender.ws.publishText(session.otc, frame) === 0) {
       this.#end(session, 'abandoned');
       return this.#closePair(session, 'slow_consumer');
@@ -311,8 +316,9 @@ export class Sockets {
   #refuseData(
     sender: Connection,
     code: 'no_session' | 'peer_not_connected' | 'session_data_limit',
+    received: number,
   ): void {
-    if (!this.#isWithinFrameRate(sender)) return;
+    if (!this.#isWithinFrameRate(sender, received)) return;
     const { session } = sender;
     if (code === 'session_data_limit' && session) {
       this.#end(session, 'abandoned');
@@ -468,13 +474,14 @@ export class Sockets {
       this.#close(connection, 'too_many_errors');
   }
 
-  #isWithinFrameRate(connection: Connection): boolean {
+  /** A long frame counts as one for each KiB begun, since reading it costs as much. */
+  #isWithinFrameRate(connection: Connection, bytes: number): boolean {
     const now = this.#now();
     if (now - connection.framesSince >= FRAME_WINDOW_MS) {
       connection.framesSince = now;
       connection.frames = 0;
     }
-    connection.frames += 1;
+    connection.frames += 1 + (bytes >> 10);
     if (connection.frames <= this.#config.maxControlFrames) return true;
     this.#close(connection, 'too_many_frames');
     return false;

@@ -8,7 +8,13 @@ class Peer implements Paired<Peer> {
 }
 
 function create(limits = {}): Pairing<Peer> {
-  return new Pairing<Peer>({ sessionTtlMs: TTL, maxSessions: 10, maxSessionBytes: 100, ...limits });
+  return new Pairing<Peer>({
+    sessionTtlMs: TTL,
+    maxSessions: 10,
+    maxSessionBytes: 100,
+    maxSessionFrames: 1000,
+    ...limits,
+  });
 }
 
 /** A session that waits, or is paired, since `at`. */
@@ -106,6 +112,15 @@ describe('carrying', () => {
     expect(pairing.carry(controller, 40)).toMatchObject({ bytes: 100 });
     expect(pairing.carry(target, 0)).toMatchObject({ bytes: 100 });
     expect(pairing.carry(target, 1)).toBe('session_data_limit');
+  });
+
+  test('counts frames too, since an empty one costs no byte', () => {
+    const pairing = create({ maxSessionFrames: 2 });
+    const controller = new Peer();
+    const { target } = session(pairing, '000001', 0, controller);
+    expect(pairing.carry(target, 0)).toMatchObject({ frames: 1 });
+    expect(pairing.carry(controller, 0)).toMatchObject({ frames: 2 });
+    expect(pairing.carry(target, 0)).toBe('session_data_limit');
   });
 
   test('needs a session, and a controller in it', () => {

@@ -228,6 +228,41 @@ describe('a socket that fires as fast as it can', () => {
     expect(relay.sockets.books).toMatchObject({ connections: 0, sessions: 0 });
   });
 
+  test('pings count too', async () => {
+    const relay = await startRelay();
+    const client = await relay.connect();
+    const { ws } = client as unknown as { ws: { ping: () => void } };
+    for (let i = 0; i < 1100; i += 1) ws.ping();
+    expect(await client.closed).toEqual({ code: 1008, reason: 'too_many_frames' });
+  });
+
+  test('a long frame counts once for each KiB of it', async () => {
+    const relay = await startRelay();
+    const client = await relay.connect();
+    const long = JSON.stringify({ type: 'done', junk: 'x'.repeat(60_000) });
+    for (let i = 0; i < 16; i += 1) await client.refused(long, 'no_session');
+    client.send(long);
+    expect(await client.closed).toEqual({ code: 1008, reason: 'too_many_frames' });
+  });
+
+  test('empty data within a session ends it after as many as it may carry', async () => {
+    const relay = await startRelay({ maxSessionFrames: 100 });
+    const { target, controller } = await relay.pair();
+    for (let i = 0; i < 100; i += 1) target.send({ type: 'data', payload: '' });
+    for (let i = 0; i < 100; i += 1) await controller.expect({ type: 'data', payload: '' });
+    await controller.refused({ type: 'data', payload: '' }, 'session_data_limit');
+    await target.expectClose(4003, 'session_data_limit');
+  });
+
+  test('junk around a payload is charged to the session', async () => {
+    const relay = await startRelay({ maxSessionBytes: 2048 });
+    const { target } = await relay.pair();
+    await target.refused(
+      { type: 'data', payload: 'x', junk: 'x'.repeat(3000) },
+      'session_data_limit',
+    );
+  });
+
   test('is let be below that, and data within a session is not counted', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
