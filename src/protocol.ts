@@ -40,10 +40,31 @@ function schemas(): typeof clientMessages {
   return loaded;
 }
 
+/** No message nests at all; JSON.parse takes milliseconds for 64 KiB of brackets, so that it never sees them. */
+const MAX_DEPTH = 32;
+/** Below this many characters no nesting costs anything worth a look. */
+const SHORT = 1024;
+
+function isTooDeep(text: string): boolean {
+  let depth = 0;
+  for (let i = 0; i < text.length; i += 1) {
+    const char = text[i];
+    if (char === '"') {
+      // To the end of the string, past every escaped character.
+      for (i += 1; i < text.length && text[i] !== '"'; i += 1) if (text[i] === '\\') i += 1;
+    } else if (char === '[' || char === '{') {
+      depth += 1;
+      if (depth > MAX_DEPTH) return true;
+    } else if (char === ']' || char === '}') depth -= 1;
+  }
+  return false;
+}
+
 /** Reads one frame. Never throws: what is no message comes back with its error code. */
 export function parse(text: string): ClientMessage | Malformed {
   const code = canonicalCode.exec(text);
   if (code) return { type: code[1], otc: code[2] } as ClientMessage;
+  if (text.length > SHORT && isTooDeep(text)) return { malformed: 'invalid_message' };
   let value: unknown;
   try {
     value = JSON.parse(text);

@@ -259,3 +259,16 @@ test('150,000 random frames: always an answer, and both roads agree', () => {
     ].sort(),
   );
 });
+
+test('brackets are counted outside of strings alone', () => {
+  const payload = `${'[{'.repeat(2000)}\\"${'['.repeat(100)}`;
+  expect(parse(JSON.stringify({ payload, type: 'data' }))).toEqual({ type: 'data', payload });
+  for (const nested of [
+    '['.repeat(32_000) + ']'.repeat(32_000),
+    `${'{"a":'.repeat(9000)}1${'}'.repeat(9000)}`,
+  ]) {
+    expect(parse(`{"type":"done","junk":${nested}}`)).toEqual({ malformed: 'invalid_message' });
+  }
+  const flat = Array.from({ length: 2000 }, () => [[]]);
+  expect(parse(JSON.stringify({ type: 'done', flat }))).toEqual({ type: 'done' });
+});
