@@ -103,7 +103,8 @@ export function isIP(host: string): boolean {
 
 /** An address, or a name that could be one: a last label of digits alone is a mistyped address. */
 function host(value: unknown): string | undefined {
-  if (typeof value !== 'string') return undefined;
+  // Bun takes no zone.
+  if (typeof value !== 'string' || value.includes('%')) return undefined;
   const labels = value.split('.');
   const isName =
     value.length <= 253 &&
@@ -271,10 +272,10 @@ export const settings = {
     'Payload bytes a session may carry, both directions together.',
   ),
 
-  /** Frames that a session may carry, both directions together (close code 4003). Default 10,000. */
+  /** Frames that a session may carry, both directions together (close code 4003). Default 50,000. */
   maxSessionFrames: integer(
     'AMESH_MAX_SESSION_FRAMES',
-    10_000,
+    50_000,
     100,
     1_000_000_000,
     'Frames a session may carry, both directions together.',

@@ -211,7 +211,7 @@ async function listen<T>(
         `${portName}: ${port} needs privileges that this process lacks; choose a port from 1024 up`,
       );
     }
-    if (code === 'EADDRNOTAVAIL') {
+    if (code === 'EADDRNOTAVAIL' || code === 'EINVAL') {
       throw new ListenError(
         `${hostName}: ${host} is no address of this machine; expected one that is, or 0.0.0.0 for all`,
       );

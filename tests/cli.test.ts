@@ -81,6 +81,8 @@ describe('a wrong start is one clear line', () => {
       '"no-such-host.invalid" does not resolve',
     ],
     [['--host', '192.0.2.1', '--port', '0'], {}, 1, '192.0.2.1 is no address of this machine'],
+    [['--host', 'fe80::1', '--port', '0'], {}, 1, 'HOST or --host: fe80::1 is no address of this machine'],
+    [['--host', '::1%lo'], {}, 2, '--host: got "::1%lo", expected an IP address'],
     [
       [],
       { AMESH_TRUST_PROXY: 'maybe' },
