@@ -1,7 +1,7 @@
 /** The `amesh-relay` command. */
 import pkg from '../package.json' with { type: 'json' };
 import { readArguments } from './arguments.ts';
-import { settings } from './config.ts';
+import { settings, unknownSettings } from './config.ts';
 import { createLog } from './log.ts';
 
 const USAGE_ERROR = 2;
@@ -47,7 +47,7 @@ Then, on the two devices:
   amesh listen --relay ws://HOST:3001/ws
   amesh invite 482916 --relay ws://HOST:3001/ws
 
-A signal (SIGTERM, SIGINT) drains: pairings under way finish, then the relay stops. A second one stops it at once.
+A signal (SIGTERM, SIGINT, SIGHUP) drains: pairings under way finish, then the relay stops. A second one stops it at once.
 Exit codes: 0 stopped, 1 could not start, 2 wrong usage.
 `;
 
@@ -66,6 +66,9 @@ async function serve(args: string[]): Promise<void> {
   const metrics = relay.metricsPort;
   log.info('listening', { websocket: url, health, host, port, version: pkg.version, metrics });
   log.info('settings', config);
+  const unknown = unknownSettings(process.env);
+  if (unknown.length > 0)
+    log.warn('these are set, and are no settings of the relay', { names: unknown });
 
   let drain = true;
   const stop = (): void => {
@@ -75,8 +78,7 @@ async function serve(args: string[]): Promise<void> {
     );
     drain = false;
   };
-  process.on('SIGTERM', stop);
-  process.on('SIGINT', stop);
+  for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, stop);
 }
 
 async function main(args: string[]): Promise<void> {

@@ -181,8 +181,10 @@ export class Sockets {
   /** Closes every socket with 1001. */
   closeAll(): void {
     for (const connection of this.#open) {
-      if (connection.session) this.#end(connection.session, 'abandoned');
-      this.#close(connection, 'shutting_down');
+      this.#guard(connection, () => {
+        if (connection.session) this.#end(connection.session, 'abandoned');
+        this.#close(connection, 'shutting_down');
+      });
     }
   }
 
@@ -207,6 +209,7 @@ export class Sockets {
 
   #closed(connection: Connection): void {
     if (!this.#open.delete(connection)) return;
+    this.#idle.delete(connection);
     this.#perClient.remove(connection.client);
     const { session, watches, asks } = connection;
     if (session) this.#leave(connection, session, frames.error('peer_disconnected'));
@@ -215,7 +218,6 @@ export class Sockets {
       if (watch.target) this.#reject(watch.target, watch.jti, 'watcher_disconnected');
     }
     for (const watch of asks ?? []) this.#endWatch(watch, 'abandoned');
-    this.#idle.delete(connection);
     this.#trace(connection, 'disconnected');
   }
 
@@ -397,6 +399,8 @@ export class Sockets {
     }
     this.#watchAttempts.add(watcher.client, now);
     this.#evictStaleWatch(jti, now);
+    // It may have been the watcher's own, which then heard of it, and is closed if it does not read.
+    if (!this.#open.has(watcher)) return;
     const watch = this.bootstrap.watch(watcher, jti, now);
     if (typeof watch === 'string') return this.#refuse(watcher, watch);
     this.stats.bootstraps.watched += 1;

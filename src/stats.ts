@@ -9,7 +9,7 @@ export class Stats {
   opened = 0;
   /** Sessions that a controller joined. */
   begun = 0;
-  /** Sessions that ended after both peers had met and a frame had crossed. */
+  /** Sessions that ended after both peers had met and a payload had crossed. */
   completed = 0;
   /** Sessions that the sweeper evicted. */
   expired = 0;

@@ -1,5 +1,11 @@
 import { describe, expect, test } from 'bun:test';
-import { ConfigError, readEnvironment, readOptions, settings } from '../src/config.ts';
+import {
+  ConfigError,
+  readEnvironment,
+  readOptions,
+  settings,
+  unknownSettings,
+} from '../src/config.ts';
 
 const refusal = (read: () => unknown): string => {
   try {
@@ -74,6 +80,16 @@ describe('options', () => {
       refusal(() => readEnvironment({}, { port: { label: '--port', text: 'x' } })),
     ).toStartWith('--port: got "x"');
   });
+});
+
+test("a misspelt name is found, a client's own is not", () => {
+  const environment = {
+    AMESH_MAX_CONECTIONS: '5',
+    AMESH_MAX_SESSIONS: '5',
+    AMESH_RELAY_URL: 'x',
+    PATH: 'x',
+  };
+  expect(unknownSettings(environment)).toEqual(['AMESH_MAX_CONECTIONS']);
 });
 
 test('the default that is shown is the default in force', () => {
