@@ -140,17 +140,23 @@ test('flags come before the environment', async () => {
   expect(listening.host).toBe('127.0.0.1');
 });
 
+/** A signal takes a moment to arrive. */
+async function untilDraining({ health }: Record<string, unknown>): Promise<void> {
+  while ((await fetch(String(health))).ok);
+}
+
 describe('signals', () => {
   test.each(['SIGTERM', 'SIGINT', 'SIGHUP'] as const)(
     '%s drains: what is under way ends first, then it exits with 0',
     async (signal) => {
-      const { child, url, lines, ended } = await serve();
+      const { child, url, lines, listening, ended } = await serve();
       const [target, controller] = [await openClient(url), await openClient(url)];
       target.send({ type: 'listen', otc: '482916' });
       await target.next();
       controller.send({ type: 'connect', otc: '482916' });
       await Promise.all([target.next(), controller.next()]);
       child.kill(signal);
+      await untilDraining(listening);
       const newcomer = await openClient(url);
       await newcomer.expectError('relay_draining');
       target.send({ type: 'data', payload: 'sas_confirmed' });
@@ -165,11 +171,12 @@ describe('signals', () => {
   );
 
   test('a second one closes everything at once', async () => {
-    const { child, url } = await serve();
+    const { child, url, listening } = await serve();
     const target = await openClient(url);
     target.send({ type: 'listen', otc: '482916' });
     await target.next();
     child.kill('SIGTERM');
+    await untilDraining(listening);
     const newcomer = await openClient(url);
     await newcomer.expectError('relay_draining');
     child.kill('SIGTERM');
