@@ -153,7 +153,8 @@ describe('the very same page', () => {
     });
     try {
       const { value } = await child.stdout.getReader().read();
-      const { port } = JSON.parse(new TextDecoder().decode(value)) as { port: number };
+      const [line = ''] = new TextDecoder().decode(value).split('\n');
+      const { port } = JSON.parse(line) as { port: number };
       const response = await asBrowser(`http://127.0.0.1:${port}/`);
       expect(response.status).toBe(200);
       return (await response.text()).replaceAll(String(port), 'PORT');
