@@ -38,8 +38,14 @@ export function median(values: number[]): number {
 }
 
 /** Of paired samples the ratio in each round, and of those the median: what slows a whole round cancels out. */
-export function ratio(over: number[] = [], under: number[] = []): number {
-  return median(over.map((value, i) => value / (under[i] as number)));
+export function ratio(over?: number[], under?: number[]): number {
+  return spread(over, under)[1];
+}
+
+/** The lower quartile, the median and the upper quartile of the rounds' ratios. */
+export function spread(over: number[] = [], under: number[] = []): [number, number, number] {
+  const ratios = over.map((value, i) => value / (under[i] as number));
+  return [quantile(ratios, 0.25), quantile(ratios, 0.5), quantile(ratios, 0.75)];
 }
 
 function quantile(values: number[], q: number): number {

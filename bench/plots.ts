@@ -58,9 +58,9 @@ function bars(title: string, rows: { quantity: string; server: string; times: nu
     facet: {
       row: {
         field: 'quantity',
-        sort: null,
+        sort: rows.map(({ quantity }) => quantity),
         title: null,
-        header: { labelAngle: 0, labelAlign: 'left', labelFontSize: 11, labelLimit: 220 },
+        header: { labelOrient: 'top', labelAnchor: 'start', labelAngle: 0, labelFontSize: 11 },
       },
     },
     spec: {
@@ -102,13 +102,12 @@ export async function plots(results: Results): Promise<Record<string, string>> {
   );
   drawn['cost.svg'] = await bars('What a server spends', costs);
 
-  const starts = Object.entries(results.start?.samples ?? {})
-    .filter(([name]) => name in COLOURS)
-    .map(([name, all]) => ({
-      quantity: 'exec to /health',
-      server: contestants[name as Name].label,
-      times: ratio(all, results.start?.samples['bare, from source']),
-    }));
+  const bare = results.start?.samples['bare, from source'];
+  const starts = names.map((name) => ({
+    quantity: 'from exec to the first /health',
+    server: contestants[name].label,
+    times: ratio(name === 'bare' ? bare : results.start?.samples[name], bare),
+  }));
   drawn['start.svg'] = await bars('How long a start takes', starts);
 
   const waiting = names.flatMap((name) => {

@@ -2,20 +2,20 @@
 import { readFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
 import { createRequire } from 'node:module';
-import { type Measured, median, ratio } from './measures.ts';
+import { type Measured, median, ratio, spread } from './measures.ts';
 
 export type Results = Record<string, Measured>;
 
 interface Claim {
   what: string;
   aim: number;
-  /** Undefined where it was not measured. */
-  got: number | undefined;
+  /** Lower quartile, median and upper quartile of the rounds; undefined where it was not measured. */
+  got: [number, number, number] | undefined;
 }
 
-function versus(results: Results, key: string, over: string, under: string): number | undefined {
+function versus(results: Results, key: string, over: string, under: string): Claim['got'] {
   const samples = results[key]?.samples;
-  return samples?.[over] && samples[under] && ratio(samples[over], samples[under]);
+  return samples?.[over] && samples[under] && spread(samples[over], samples[under]);
 }
 
 /** Everything that the relay is to be, as ratios. */
@@ -68,15 +68,14 @@ function table(head: string[], rows: string[][]): string {
 }
 
 function claimTable(all: Claim[]): string {
-  const rows = all
-    .filter(({ got }) => got !== undefined)
-    .map(({ what, aim, got = NaN }) => [
-      what,
-      got.toFixed(2),
-      `≤ ${aim.toFixed(2)}`,
-      got <= aim ? 'yes' : '**no**',
-    ]);
-  return rows.length ? table(['ratio', 'measured', 'aim', 'reached'], rows) : '';
+  const rows = all.flatMap(({ what, aim, got }) => {
+    if (!got) return [];
+    const [low, middle, high] = got.map((value) => value.toFixed(2));
+    const reached = got[1] <= aim ? 'yes' : '**no**';
+    return [[what, `${middle}`, `${low} – ${high}`, `≤ ${aim.toFixed(2)}`, reached]];
+  });
+  const head = ['ratio', 'median', 'middle half of the rounds', 'aim', 'median reaches it'];
+  return rows.length ? table(head, rows) : '';
 }
 
 /** The quantities that every contestant has; the ratio beside each figure is to bare Bun. */

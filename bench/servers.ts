@@ -81,6 +81,10 @@ export class RunningServer {
 
   /** Seconds of CPU that the process has used so far, in user and system mode, all threads. */
   get cpu(): number {
+    const { exitCode, signalCode } = this.#child;
+    if (exitCode !== null || signalCode !== null) {
+      throw new Error(`the server ended early: ${signalCode ?? exitCode}`);
+    }
     const stat = readFileSync(`/proc/${this.#child.pid}/stat`, 'latin1');
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
     return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
