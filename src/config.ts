@@ -401,5 +401,15 @@ function read(
       throw new ConfigError(`${label}: got ${JSON.stringify(text ?? value)}, expected ${accepts}`);
     }
   }
+  for (const [one, other] of [
+    ['tlsCertFile', 'tlsKeyFile'],
+    ['tlsKeyFile', 'tlsCertFile'],
+  ] as const) {
+    if (config[one] !== undefined && config[other] === undefined) {
+      throw new ConfigError(
+        `${get(other).label}: not set, but ${get(one).label} is; expected both or neither`,
+      );
+    }
+  }
   return Object.freeze(config) as Config;
 }
