@@ -177,6 +177,20 @@ describe('the burnt list', () => {
     expect(burnt.size).toBe(0);
   });
 
+  test('an id burned again is among the youngest, and hides none that is older', () => {
+    const burnt = new BurntList(1000, 100);
+    const shardOf = (jti: string): number =>
+      new Bun.CryptoHasher('sha256').update(jti).digest()[0] as number;
+    const [first, second] = Array.from({ length: 2000 }, (_, i) => `bt_${i}`).filter(
+      (jti) => shardOf(jti) === shardOf('bt_0'),
+    ) as [string, string];
+    burnt.add(first, 0);
+    burnt.add(second, 10);
+    burnt.add(first, 50);
+    burnt.sweep(110);
+    expect([burnt.size, burnt.has(first, 110)]).toEqual([1, true]);
+  });
+
   test('holds as many as it may and says when it is full', () => {
     const burnt = new BurntList(500, 100);
     for (let i = 0; i < 500; i += 1) {

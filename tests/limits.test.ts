@@ -78,6 +78,12 @@ describe('attempts', () => {
   });
 });
 
+test('a book holds 100,000 keys unless told otherwise', () => {
+  const attempts = new Attempts(5);
+  for (let i = 0; i < 100_100; i += 1) attempts.add(`${i}`, 0);
+  expect(attempts.size).toBe(100_000);
+});
+
 test('a tally counts what each key holds, and forgets who holds nothing', () => {
   const tally = new Tally();
   tally.add('a');

@@ -162,6 +162,10 @@ describe('canonical data', () => {
 test('binary is UTF-8 or nothing', () => {
   expect(decodeBinary(new TextEncoder().encode('{"type":"done"} 😀'))).toBe('{"type":"done"} 😀');
   expect(decodeBinary(new Uint8Array([0xff, 0xfe]))).toBeUndefined();
+  // A byte order mark is no JSON, in binary as in text.
+  expect(refusal(decodeBinary(new TextEncoder().encode('\ufeff{"type":"done"}')) ?? '')).toBe(
+    'invalid_message',
+  );
   expect(decodeBinary(new Uint8Array([0xed, 0xa0, 0x80]))).toBeUndefined();
 });
 

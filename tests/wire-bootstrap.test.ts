@@ -150,6 +150,8 @@ describe('a token is used once', () => {
     relay.pass(1);
     late.send(init);
     await again.expect(init);
+    relay.pass(25 * 3_600_000);
+    expect(relay.sockets.burnt.size).toBe(0);
   });
 
   test('with nobody watching it is not used up', async () => {
@@ -261,6 +263,18 @@ describe('a jti belongs to its watcher', () => {
   });
 });
 
+test('after an answer both sides are idle, and their clocks start then', async () => {
+  const relay = await startRelay();
+  const { watcher, target } = await asked(relay);
+  relay.pass(40_000);
+  watcher.send(ack);
+  await target.expect(acked);
+  relay.pass(29_999);
+  await Promise.all([watcher.expectNothing(), target.expectNothing()]);
+  relay.pass(1);
+  await Promise.all([watcher, target].map((side) => side.expectClose(4002, 'idle')));
+});
+
 describe('a watch ends', () => {
   test('after five minutes, and is renewed by saying it again', async () => {
     const relay = await startRelay();
@@ -289,6 +303,16 @@ describe('a watch ends', () => {
     await target.expect(reject('no_watcher'));
     await second.expect({ type: 'error', code: 'watch_expired', jti: JTI });
     await second.refused(ack, 'not_watching');
+  });
+
+  test('exactly, also for an answer that comes too late', async () => {
+    const relay = await startRelay();
+    const { watcher, target } = await asked(relay);
+    relay.pass(300_000, { sweep: false });
+    watcher.send(ack);
+    await watcher.expect({ type: 'error', code: 'watch_expired', jti: JTI });
+    await watcher.expectError('not_watching');
+    await target.expect(reject('watch_expired'));
   });
 
   test('and its target is not left waiting', async () => {

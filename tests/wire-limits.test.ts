@@ -90,6 +90,18 @@ describe('failed attempts on a code', () => {
     await later.expect(open);
   });
 
+  test('while it is burned prolong nothing', async () => {
+    const relay = await startRelay({ trustProxy: '1' });
+    for (let i = 0; i < 10; i += 1) {
+      await (await from(relay, `198.51.100.${i}`)).refused(connect('482916'), 'otc_not_found');
+      relay.pass(5000, { sweep: false });
+    }
+    relay.pass(10_000, { sweep: false });
+    const target = await from(relay, '203.0.113.1');
+    target.send(listen('482916'));
+    await target.expect(open);
+  });
+
   test('do not break a session that waits on it already', async () => {
     const relay = await startRelay({ trustProxy: '1' });
     const target = await from(relay, '203.0.113.1');
