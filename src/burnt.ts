@@ -4,13 +4,12 @@
  * entries, so that neither its growth nor its expiry ever stalls the event loop.
  */
 
-const SHARDS = 256;
 /** Expired entries that one sweep removes at most: a million in under a minute, a few milliseconds each. */
 const SWEEP_BATCH = 20_000;
 
 export class BurntList {
-  // Fingerprint → when it was burned; insertion order is age.
-  readonly #shards = Array.from({ length: SHARDS }, () => new Map<number, number>());
+  // Shard → fingerprint → when it was burned; insertion order is age.
+  readonly #shards = new Map<number, Map<number, number>>();
   readonly #max: number;
   readonly #ttlMs: number;
   #size = 0;
@@ -48,7 +47,7 @@ export class BurntList {
 
   sweep(now: number): void {
     let left = SWEEP_BATCH;
-    for (const shard of this.#shards) {
+    for (const shard of this.#shards.values()) {
       for (const [key, burntAt] of shard) {
         if (now - burntAt < this.#ttlMs || left === 0) break;
         shard.delete(key);
@@ -58,9 +57,13 @@ export class BurntList {
     }
   }
 
+  /** The shard and the key of an id; a shard comes into being with the first id that asks for it. */
   #locate(jti: string): [Map<number, number>, number] {
     // Bun's own, since loading node:crypto costs a start several milliseconds.
     const digest = Buffer.from(Bun.SHA256.hash(jti).buffer);
-    return [this.#shards[digest[0] as number] as Map<number, number>, digest.readUIntBE(1, 6)];
+    const number = digest[0] as number;
+    let shard = this.#shards.get(number);
+    if (!shard) this.#shards.set(number, (shard = new Map()));
+    return [shard, digest.readUIntBE(1, 6)];
   }
 }

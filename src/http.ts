@@ -1,6 +1,7 @@
 /** What the relay says over plain HTTP. */
 import { Hono } from 'hono';
 import { accepts } from 'hono/accepts';
+import { TrieRouter } from 'hono/router/trie-router';
 import pkg from '../package.json' with { type: 'json' };
 import type { Caller } from './client-ip.ts';
 
@@ -35,7 +36,8 @@ export function createHttp(
   health: () => Health,
   surroundings: Surroundings | undefined,
 ): Hono<Environment> {
-  const http = new Hono<Environment>();
+  // Hono's own choice of router takes a millisecond to make, at the first request.
+  const http = new Hono<Environment>({ router: new TrieRouter() });
 
   if (surroundings) {
     const { caller, isSecure } = surroundings;
