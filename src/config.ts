@@ -6,6 +6,7 @@ import ipaddr from 'ipaddr.js';
 import * as z from 'zod/mini';
 import { parseProxyRule, PROXY_RULE_FORMS, type ProxyRule } from './client-ip.ts';
 import { LOG_LEVELS, type LogLevel } from './log.ts';
+import { RedisUrl } from './redis-url.ts';
 
 /** One setting: `In` is what an option may be, `Out` what the relay works with. */
 interface Setting<In, Out> {
@@ -20,6 +21,8 @@ interface Setting<In, Out> {
   help: string;
   /** The default as a person would write it into the environment. */
   shownDefault: string;
+  /** Set where a value must not be repeated, not even to whom it came from. */
+  isSecret?: true;
 }
 
 /** A value that a setting does not accept. The message names the setting, what came and what is accepted. */
@@ -277,6 +280,38 @@ export const settings = {
     'Bytes that may wait for a socket that does not read.',
   ),
 
+  /** Redis or Valkey through which instances act as one relay: see docs/scaling.md. Default: one instance. */
+  redisUrl: {
+    env: 'REDIS_URL',
+    default: undefined as string | undefined,
+    schema: z.optional(
+      z.pipe(
+        z.string(),
+        z.transform((value, context) => {
+          const url = RedisUrl.parse(value);
+          if (!url) context.issues.push({ code: 'custom', input: undefined });
+          return url ?? z.NEVER;
+        }),
+      ),
+    ),
+    fromText: (text) => text,
+    accepts: 'redis://[user:password@]host[:port][/database], or rediss:// for TLS',
+    help: 'Redis or Valkey that makes instances act as one relay ([docs/scaling.md](docs/scaling.md)).',
+    shownDefault: '',
+    isSecret: true,
+  } satisfies Setting<string | undefined, RedisUrl | undefined>,
+
+  /** What the name of every key and channel in Redis begins with. Default `amesh-relay:`. */
+  redisPrefix: {
+    env: 'AMESH_REDIS_PREFIX',
+    default: 'amesh-relay:',
+    schema: z.string().check(z.regex(/^[\w:.{}/-]{1,64}$/)),
+    fromText: (text) => text,
+    accepts: '1 to 64 letters, digits or : . _ - / { }',
+    help: 'What every name in Redis begins with.',
+    shownDefault: 'amesh-relay:',
+  } satisfies Setting<string, string>,
+
   /** `debug`, `info`, `warn`, `error` or `silent`. Default `info`. */
   logLevel: {
     env: 'LOG_LEVEL',
@@ -367,11 +402,17 @@ function read(
 ): Config {
   const config: Record<string, unknown> = {};
   for (const name of Object.keys(settings) as SettingName[]) {
-    const { default: normal, schema, accepts } = settings[name];
+    const {
+      default: normal,
+      schema,
+      accepts,
+      isSecret,
+    }: Setting<unknown, unknown> = settings[name];
     const { label, value, text } = get(name);
     const result = schema.safeParse(value ?? normal);
     if (!result.success) {
-      throw new ConfigError(`${label}: got ${JSON.stringify(text ?? value)}, expected ${accepts}`);
+      const got = isSecret ? 'not accepted' : `got ${JSON.stringify(text ?? value)}`;
+      throw new ConfigError(`${label}: ${got}, expected ${accepts}`);
     }
     config[name] = result.data;
   }

@@ -17,6 +17,7 @@ export {
   RelayStateError,
   type StopOptions,
 } from './server.ts';
+export { RedisError } from './redis-url.ts';
 export { TlsError } from './tls.ts';
 
 /**

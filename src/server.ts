@@ -1,7 +1,7 @@
 /** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
 import { CallerResolver } from './client-ip.ts';
 import { type Config, connectable, isIP } from './config.ts';
-import { createHttp } from './http.ts';
+import { createHttp, type Health } from './http.ts';
 import { createLog, type Log } from './log.ts';
 import { type BunServer, type Clock, Sockets } from './socket.ts';
 import type { TlsFiles } from './tls.ts';
@@ -39,6 +39,7 @@ export interface Relay {
    * @throws {RelayStateError} When it was started or stopped before.
    * @throws {ListenError} When the address cannot be had.
    * @throws {TlsError} When `tlsCertFile` or `tlsKeyFile` cannot be used.
+   * @throws {RedisError} When `redisUrl` does not answer as it must within 5 s.
    */
   start(): Promise<RelayAddress>;
   /**
@@ -72,7 +73,9 @@ export class RelayServer implements Relay {
   readonly #log: Log;
   readonly #callers: CallerResolver;
   readonly #endDrain = Promise.withResolvers<void>();
+  readonly #now: Clock;
   #server: BunServer | undefined;
+  #cluster: { leave: () => Promise<void> } | undefined;
   #metrics: { port: number; stop: () => Promise<void> } | undefined;
   #timers: NodeJS.Timeout[] = [];
   #state: 'new' | 'started' | 'stopped' = 'new';
@@ -80,6 +83,7 @@ export class RelayServer implements Relay {
 
   constructor(config: Config, { now = () => performance.now(), log }: Internals = {}) {
     this.#config = config;
+    this.#now = now;
     this.#log = log ?? createLog(config.logLevel);
     this.#callers = new CallerResolver(config.trustProxy, (message) => this.#log.warn(message));
     this.sockets = new Sockets(config, this.#log, now);
@@ -90,6 +94,11 @@ export class RelayServer implements Relay {
     return this.#metrics?.port;
   }
 
+  get #status(): Health['status'] {
+    if (this.sockets.draining) return 'draining';
+    return this.sockets.cluster?.isUp === false ? 'unavailable' : 'ok';
+  }
+
   async start(): Promise<RelayAddress> {
     if (this.#state !== 'new') {
       throw new RelayStateError(`the relay is ${this.#state} already; create another one`);
@@ -97,9 +106,18 @@ export class RelayServer implements Relay {
     this.#state = 'started';
     const { host, port, metricsPort, metricsHost = host } = this.#config;
     const tls = await this.#tls();
-    this.#server = await listen('HOST or --host', 'PORT or --port', host, port, () =>
-      this.#serve(host, port, tls),
-    );
+    if (this.#config.redisUrl) {
+      const { joinCluster } = await import('./redis.ts');
+      this.#cluster = await joinCluster(this.#config, this.sockets, this.#log, this.#now);
+    }
+    try {
+      this.#server = await listen('HOST or --host', 'PORT or --port', host, port, () =>
+        this.#serve(host, port, tls),
+      );
+    } catch (error) {
+      await this.#cluster?.leave();
+      throw error;
+    }
     if (metricsPort !== undefined) {
       const { serveMetrics } = await import('./metrics.ts');
       try {
@@ -132,9 +150,11 @@ export class RelayServer implements Relay {
     if (!server) return;
     if (drainMs > 0) await this.#drain(drainMs);
     for (const timer of this.#timers) clearInterval(timer);
+    this.sockets.cluster?.farewell();
     this.sockets.closeAll();
     await Promise.race([server.stop(), Bun.sleep(FAREWELL_MS)]);
     await server.stop(true);
+    await this.#cluster?.leave();
     await this.#metrics?.stop();
     this.#log.info('stopped');
   }
@@ -162,7 +182,7 @@ export class RelayServer implements Relay {
     const { page, trustProxy } = this.#config;
     const http = createHttp(
       () => ({
-        status: this.sockets.draining ? 'draining' : 'ok',
+        status: this.#status,
         sessions: this.sockets.pairing.size,
       }),
       page
