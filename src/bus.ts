@@ -18,6 +18,8 @@ export interface Bus {
   publish(channel: string, text: string): Promise<number>;
   /** Starts the connections anew. */
   reconnect(): void;
+  /** Both ways are open, for the first time or again. */
+  onReady: () => void;
   onMessage: (text: string) => void;
   /** What was published meanwhile may be lost. */
   onLost: (reason: unknown) => void;

@@ -192,6 +192,7 @@ export class Cluster {
     this.#now = now;
     bus.onMessage = (text) => this.#delivered(text);
     bus.onLost = (reason) => this.#down(reason);
+    bus.onReady = () => void this.beat();
   }
 
   /** Whether Redis answers, and what others send arrives. */
@@ -501,6 +502,7 @@ export class Cluster {
     };
     peer.pipes.set(number, pipe);
     connection.remote?.pipes.add(pipe);
+    this.#sockets.settle(connection);
     this.#post(peer, ['owner', number, question]);
     return pipe.opened.promise;
   }

@@ -296,20 +296,20 @@ export const settings = {
     ),
     fromText: (text) => text,
     accepts: 'redis://[user:password@]host[:port][/database], or rediss:// for TLS',
-    help: 'Redis or Valkey that makes instances act as one relay ([docs/scaling.md](docs/scaling.md)).',
+    help: 'Redis or Valkey that instances share: [docs/scaling.md](docs/scaling.md).',
     shownDefault: '',
     isSecret: true,
   } satisfies Setting<string | undefined, RedisUrl | undefined>,
 
-  /** What the name of every key and channel in Redis begins with. Default `amesh-relay:`. */
+  /** What the name of every key and channel in Redis begins with. Default `amesh:`. */
   redisPrefix: {
     env: 'AMESH_REDIS_PREFIX',
-    default: 'amesh-relay:',
+    default: 'amesh:',
     schema: z.string().check(z.regex(/^[\w:.{}/-]{1,64}$/)),
     fromText: (text) => text,
     accepts: '1 to 64 letters, digits or : . _ - / { }',
     help: 'What every name in Redis begins with.',
-    shownDefault: 'amesh-relay:',
+    shownDefault: 'amesh:',
   } satisfies Setting<string, string>,
 
   /** `debug`, `info`, `warn`, `error` or `silent`. Default `info`. */

@@ -103,6 +103,7 @@ const SCRIPTS: Record<Script, string> = {
 type Run = (keys: number, ...rest: (string | number)[]) => Promise<unknown>;
 
 class RedisBus implements Bus {
+  onReady: () => void = () => {};
   onMessage: (text: string) => void = () => {};
   onLost: (reason: unknown) => void = () => {};
   readonly #url: RedisUrl;
@@ -143,12 +144,18 @@ class RedisBus implements Bus {
       connection.on('error', (error: Error) => this.onLost(this.#clean(error)));
       connection.on('close', () => this.onLost(new Error('connection lost')));
     }
+    this.#commands.on('ready', () => this.#ready());
     this.#subscriber.on('message', (_channel: string, text: string) => this.onMessage(text));
     this.#subscriber.on('ready', () => {
       this.#subscriber
         .subscribe(channel)
+        .then(() => this.#ready())
         .catch((error: unknown) => this.onLost(this.#clean(error)));
     });
+  }
+
+  #ready(): void {
+    if (this.#commands.status === 'ready' && this.#subscriber.status === 'ready') this.onReady();
   }
 
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
