@@ -35,6 +35,9 @@ const FRAME_OVERHEAD_BYTES = 64;
 /** Claims that are renewed at once when Redis is back. */
 const RENEW_BATCH = 500;
 
+/** The stream that says: every link between us is over. */
+const OVER = 0;
+
 /** What goes over a link: a frame as it is, anything else as an array. */
 type ToEdge = string | ['yes'] | ['no', string] | ['end', number] | ['close', number, string];
 type ToOwner =
@@ -77,6 +80,8 @@ interface Pipe {
   askedAt: number | undefined;
   /** Frames sent; the owner says how many of them it has heard. */
   sent: number;
+  /** Frames that were sent before the end was known here, and that the owner has not heard any more. */
+  late: number;
   isOver: boolean;
   /** Comes to why not, where the owner refuses. */
   readonly opened: PromiseWithResolvers<string | undefined>;
@@ -144,6 +149,10 @@ const nowhere: Wire = {
   close: () => {},
 };
 
+/** Whether the owner has said yes. */
+const isOpen = (pipe: Pipe): boolean =>
+  pipe.askedAt === undefined || pipe.connection.remote?.session === pipe;
+
 const isClaim = (answer: string): boolean => answer.includes('.');
 const ownerOf = (claim: string): string => claim.slice(0, claim.indexOf('.'));
 const hash = (jti: string): string =>
@@ -171,6 +180,8 @@ export class Cluster {
   readonly #claims = new Map<Session<Connection> | Watch<Connection>, string>();
   /** Claims that may stand in Redis though nobody here holds them: keys and claims. */
   #orphans: [string, string][] = [];
+  /** Instances whose links ended when Redis went out of reach, and that may not know. */
+  readonly #lost = new Set<string>();
   #serial = 0;
   #beats = 0;
   #answered = 0;
@@ -492,6 +503,7 @@ export class Cluster {
       jti: question[0] === 'init' ? question[1] : undefined,
       askedAt: this.#beats,
       sent: 0,
+      late: 0,
       isOver: false,
       opened: Promise.withResolvers(),
       over: Promise.withResolvers(),
@@ -523,13 +535,14 @@ export class Cluster {
   /** The owner is out of reach. Who still waits for its first answer is told by the question's own way. */
   #breakPipe(pipe: Pipe, why: 'relay_unavailable' | 'peer_disconnected'): void {
     const { connection, jti } = pipe;
-    const wasOpen = pipe.connection.remote?.session === pipe || pipe.askedAt === undefined;
-    this.#drop(pipe);
-    if (!wasOpen) return;
-    if (jti === undefined) this.#sockets.refuse(connection, why);
-    else {
+    const wasOpen = isOpen(pipe);
+    if (jti === undefined) {
+      this.#drop(pipe);
+      if (wasOpen) this.#sockets.refuse(connection, why);
+    } else {
       const reason = why === 'peer_disconnected' ? 'watcher_disconnected' : why;
-      this.#sockets.reject(connection, jti, reason);
+      this.#drop(pipe, reason);
+      if (wasOpen) this.#sockets.reject(connection, jti, reason);
     }
   }
 
@@ -617,14 +630,9 @@ export class Cluster {
         return pipe.opened.resolve(undefined);
       case 'no':
         return this.#drop(pipe, what[1]);
-      case 'end': {
-        this.#drop(pipe);
-        // Sent before the end was known here, and not heard there any more.
-        for (let late = pipe.sent - what[1]; late > 0; late -= 1) {
-          this.#sockets.refuse(connection, 'no_session');
-        }
-        return;
-      }
+      case 'end':
+        pipe.late = pipe.sent - what[1];
+        return this.#drop(pipe);
       case 'close':
         if (connection.remote) connection.remote.isClosed = true;
         connection.ws.close(what[1], what[2]);
@@ -654,20 +662,30 @@ export class Cluster {
     peer.outbox = [];
     const text = JSON.stringify(envelope);
     if (this.#waitingBytes + text.length > MAX_WAITING_BYTES) {
-      return this.#lose(peer, 'relay_unavailable');
+      return this.#down(new Error('it is too slow'));
     }
     this.#waitingBytes += text.length;
     this.#bus
       .publish(this.#channel(peer.id), text)
       .then(
         (heard) => {
-          if (heard === 0) this.#lose(peer, 'peer_disconnected');
+          if (heard > 0 || this.#peers.get(peer.id) !== peer) return;
+          this.#lose(peer, 'peer_disconnected');
+          this.#tellOver(peer.id);
         },
         (error: unknown) => this.#down(error),
       )
       .finally(() => {
         this.#waitingBytes -= text.length;
       });
+  }
+
+  /** Where an instance is there after all, it must not take for alive what is over here. */
+  #tellOver(id: string): void {
+    const envelope: Envelope = [this.id, OVER, 0, []];
+    this.#bus
+      .publish(this.#channel(id), JSON.stringify(envelope))
+      .catch((error: unknown) => this.#down(error));
   }
 
   #delivered(text: string): void {
@@ -681,13 +699,16 @@ export class Cluster {
   #heard([from, stream, seq, items]: Envelope): void {
     let peer = this.#peer(from);
     const isNew = peer.itsStream !== undefined && peer.itsStream !== stream;
-    const isGap = seq !== (peer.itsStream === stream ? peer.expected : 0);
-    if (isNew || isGap) {
+    const isGap = peer.itsStream === stream && peer.expected !== seq;
+    if (isGap) {
       this.#lose(peer, 'relay_unavailable');
+      this.#tellOver(from);
       peer = this.#peer(from);
-      // It learns from a new stream that the links are over.
-      if (isGap) this.#flush(peer);
+    } else if (isNew) {
+      // It may yet answer, in its new stream, what it was asked and has not answered.
+      this.#unlink(peer, 'relay_unavailable', isOpen);
     }
+    if (stream === OVER) return;
     peer.itsStream = stream;
     peer.expected = seq + 1;
     // A pipe's last words may come behind its end.
@@ -701,18 +722,32 @@ export class Cluster {
         this.#fromOwner(pipe, what);
       }
     }
+    for (const { connection, late } of heard.values()) {
+      for (let i = 0; i < late && !connection.remote?.isClosed; i += 1) {
+        this.#sockets.refuse(connection, 'no_session');
+      }
+    }
   }
 
   /** Every link with an instance is over. */
   #lose(peer: Peer, why: 'relay_unavailable' | 'peer_disconnected'): void {
     if (this.#peers.get(peer.id) !== peer) return;
     this.#peers.delete(peer.id);
+    this.#unlink(peer, why, () => true);
+  }
+
+  #unlink(
+    peer: Peer,
+    why: 'relay_unavailable' | 'peer_disconnected',
+    which: (pipe: Pipe) => boolean,
+  ): void {
+    peer.itsStream = undefined;
     for (const far of peer.fars.values()) {
       const { remote } = far;
       if (remote?.queue) this.closed(far);
       else this.#sockets.letGo(far, why);
     }
-    for (const pipe of peer.pipes.values()) this.#breakPipe(pipe, why);
+    for (const pipe of peer.pipes.values()) if (which(pipe)) this.#breakPipe(pipe, why);
   }
 
   /** Tells those elsewhere that their peers here are about to go. */
@@ -813,7 +848,10 @@ export class Cluster {
       )) as [number, ...string[]];
       this.#answered = beat;
       if (!isKnown && this.#isUp) this.#down(new Error('it has forgotten this instance'));
-      for (const id of dead) this.#lose(this.#peer(id), 'peer_disconnected');
+      for (const id of dead) {
+        this.#lose(this.#peer(id), 'peer_disconnected');
+        this.#tellOver(id);
+      }
       this.#recoverWhenWell();
     } catch (error) {
       this.#down(error);
@@ -838,7 +876,10 @@ export class Cluster {
     this.#log.warn('Redis is out of reach: only pairings under way on this instance go on', {
       problem: this.lastProblem,
     });
-    for (const peer of this.#peers.values()) this.#lose(peer, 'relay_unavailable');
+    for (const peer of this.#peers.values()) {
+      this.#lost.add(peer.id);
+      this.#lose(peer, 'relay_unavailable');
+    }
   }
 
   #recoverWhenWell(): void {
@@ -873,6 +914,8 @@ export class Cluster {
       this.#orphans.splice(0, orphans.length);
     }
     this.#isUp = true;
+    for (const id of this.#lost) this.#tellOver(id);
+    this.#lost.clear();
     this.#log.info('instances share this Redis', { instance: this.id });
     this.onUp?.();
   }
@@ -880,16 +923,10 @@ export class Cluster {
   /** Somebody else has it now. */
   #abandon(owned: Session<Connection> | Watch<Connection>): void {
     if (!this.#claims.has(owned)) return;
-    const { target } = owned;
-    if ('otc' in owned) {
-      const { controller } = owned;
-      this.#sockets.end(owned, 'abandoned');
-      if (target) this.#sockets.refuse(target, 'relay_unavailable');
-      if (controller) this.#sockets.refuse(controller, 'relay_unavailable');
-    } else {
-      this.#sockets.endWatch(owned, 'abandoned');
-      this.#sockets.refuse(owned.watcher, 'relay_unavailable');
-      if (target) this.#sockets.reject(target, owned.jti, 'relay_unavailable');
-    }
+    if (!('otc' in owned)) return this.#sockets.expireWatch(owned);
+    const { target, controller } = owned;
+    this.#sockets.end(owned, 'abandoned');
+    this.#sockets.refuse(target, 'relay_unavailable');
+    if (controller) this.#sockets.refuse(controller, 'relay_unavailable');
   }
 }

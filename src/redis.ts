@@ -112,6 +112,9 @@ class RedisBus implements Bus {
   readonly #subscriber: Redis;
   /** Redis' clock less this process', in milliseconds; at most that, since an answer takes its time. */
   #offset: number | undefined;
+  #isSelected = false;
+  /** What went wrong since Redis last answered. */
+  #problem: string | undefined;
 
   constructor(url: RedisUrl, prefix: string, channel: string) {
     this.#url = url;
@@ -142,7 +145,10 @@ class RedisBus implements Bus {
     }
     for (const connection of [this.#commands, this.#subscriber]) {
       connection.on('error', (error: Error) => this.onLost(this.#clean(error)));
-      connection.on('close', () => this.onLost(new Error('connection lost')));
+      connection.on('close', () => {
+        this.#isSelected = false;
+        this.onLost(this.#clean(new Error('Connection is closed.')));
+      });
     }
     this.#commands.on('ready', () => this.#ready());
     this.#subscriber.on('message', (_channel: string, text: string) => this.onMessage(text));
@@ -165,6 +171,9 @@ class RedisBus implements Bus {
         ? Number.MAX_SAFE_INTEGER
         : Math.floor(performance.now() + this.#offset + COMMAND_TIMEOUT_MS);
     try {
+      // The library goes on with database 0 where there is no such database.
+      if (!this.#isSelected) await this.#commands.select(this.#url.database);
+      this.#isSelected = true;
       const answer = await run.call(
         this.#commands,
         keys.length,
@@ -178,6 +187,7 @@ class RedisBus implements Bus {
       if (script !== 'beat') return answer;
       const [isKnown, now, ...dead] = answer as [number, number, ...string[]];
       this.#offset = now - performance.now();
+      this.#problem = undefined;
       return [isKnown, ...dead];
     } catch (error) {
       throw this.#clean(error);
@@ -206,12 +216,15 @@ class RedisBus implements Bus {
   #clean(error: unknown): Error {
     const { message } = error as Error;
     const [line = ''] = message.split(/\n|, with args/);
-    return new Error(
-      [this.#url.password, this.#url.username]
-        .filter((secret) => secret !== '')
-        .reduce((text, secret) => text.replaceAll(secret, '***'), line)
-        .slice(0, 200),
-    );
+    // These say only that it went wrong before.
+    if (this.#problem && /^(?:Connection is closed|Stream isn't|Command timed out)/.test(line)) {
+      return new Error(this.#problem);
+    }
+    this.#problem = [this.#url.password, this.#url.username]
+      .filter((secret) => secret !== '')
+      .reduce((text, secret) => text.replaceAll(secret, '***'), line)
+      .slice(0, 200);
+    return new Error(this.#problem);
   }
 }
 

@@ -174,7 +174,7 @@ export class Sockets {
     }
     for (const watch of this.bootstrap.expired(now)) {
       if (left-- === 0) return true;
-      this.#guard(watch.watcher, () => this.#expireWatch(watch));
+      this.#guard(watch.watcher, () => this.expireWatch(watch));
     }
     for (const connection of this.#idle) {
       if (now - connection.idleSince < this.#config.idleMs) break;
@@ -504,7 +504,7 @@ export class Sockets {
     this.cluster?.endedWatch(watch);
   }
 
-  #expireWatch(watch: Watch<Connection>): void {
+  expireWatch(watch: Watch<Connection>): void {
     this.endWatch(watch, 'expired');
     this.stats.refusals.watch_expired += 1;
     this.#send(watch.watcher, frames.watchExpired(watch.jti));
@@ -513,7 +513,7 @@ export class Sockets {
 
   evictStaleWatch(jti: string, now: number): void {
     const stale = this.bootstrap.stale(jti, now);
-    if (stale) this.#expireWatch(stale);
+    if (stale) this.expireWatch(stale);
   }
 
   // One socket
