@@ -192,6 +192,7 @@ export class Cluster {
   #waitingBytes = 0;
   /** What was wrong when Redis was last out of reach. */
   lastProblem = 'no answer yet';
+  /** Called once, when this instance is the first time one of many. */
   onUp: (() => void) | undefined;
 
   constructor({ id, config, sockets, bus, log, now }: ClusterParts) {
@@ -916,8 +917,9 @@ export class Cluster {
     this.#isUp = true;
     for (const id of this.#lost) this.#tellOver(id);
     this.#lost.clear();
-    this.#log.info('instances share this Redis', { instance: this.id });
-    this.onUp?.();
+    if (this.onUp) this.onUp();
+    else this.#log.info('Redis is in reach again');
+    this.onUp = undefined;
   }
 
   /** Somebody else has it now. */
