@@ -102,7 +102,7 @@ const SCRIPTS: Record<Script, string> = {
 
 type Run = (keys: number, ...rest: (string | number)[]) => Promise<unknown>;
 
-class RedisBus implements Bus {
+export class RedisBus implements Bus {
   onReady: () => void = () => {};
   onMessage: (text: string) => void = () => {};
   onLost: (reason: unknown) => void = () => {};

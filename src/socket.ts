@@ -149,7 +149,13 @@ export class Sockets {
       // Chosen once, so that a relay on its own does not ask for each frame.
       message: cluster
         ? (ws, frame) => cluster.received(ws.data, frame)
-        : (ws, frame) => this.received(ws.data, frame),
+        : (ws, frame) => {
+            try {
+              this.#received(ws.data, frame);
+            } catch (error) {
+              this.failed(ws.data, error);
+            }
+          },
       close: cluster ? (ws) => cluster.closed(ws.data) : (ws) => this.closed(ws.data),
       maxPayloadLength: this.#config.maxFrameBytes,
       backpressureLimit: this.#config.maxBacklogBytes,
@@ -218,11 +224,7 @@ export class Sockets {
 
   /** A socket's frame. */
   received(connection: Connection, frame: string | Buffer): void {
-    try {
-      this.#received(connection, frame);
-    } catch (error) {
-      this.failed(connection, error);
-    }
+    this.#guard(connection, () => this.#received(connection, frame));
   }
 
   /** A socket is closed. */
