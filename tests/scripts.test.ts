@@ -32,15 +32,15 @@ test.skipIf(!redisServer)(
     const questions: Record<Script, () => [string[], (string | number)[]]> = {
       claimCode: () => [
         [client(), tries(), code()],
-        [pick(claims), long, 30, 20],
+        [pick(claims), long, 15, 10],
       ],
       findCode: () => [
         [client(), tries(), code()],
-        [30, 20],
+        [15, 10],
       ],
       fail: () => [
         [client(), tries()],
-        [30, 20],
+        [15, 10],
       ],
       claimWatch: () => [
         [`p:watches-by:${pick(['x', 'y', 'z'])}`, jti()],
@@ -48,7 +48,7 @@ test.skipIf(!redisServer)(
       ],
       init: () => [
         [`p:inits-by:${pick(['x', 'y', 'z'])}`, `p:burnt:${Math.floor(random() * 40)}`, jti()],
-        [pick(owners), long, 25, Number(random() < 0.2)],
+        [pick(owners), long, 12, Number(random() < 0.2)],
       ],
       hold: () => [[code()], [pick(claims), long]],
       release: () => [[pick([code(), jti()])], [pick(claims)]],
