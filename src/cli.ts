@@ -99,7 +99,9 @@ async function main(args: string[]): Promise<void> {
 main(process.argv.slice(2)).catch((error: Error & { code?: string }) => {
   const { code = '', message } = error;
   if (code === 'ERR_RELAY_CONFIG') fail(message, USAGE_ERROR);
-  if (code === 'ERR_RELAY_LISTEN' || code === 'ERR_RELAY_TLS') fail(message, FAILURE);
+  if (['ERR_RELAY_LISTEN', 'ERR_RELAY_TLS', 'ERR_RELAY_REDIS'].includes(code)) {
+    fail(message, FAILURE);
+  }
   if (code.startsWith('ERR_PARSE_ARGS')) {
     fail(
       `${message.replaceAll(/\s+/g, ' ').replace(/\.?$/, '.')} See amesh-relay --help.`,

@@ -5,6 +5,7 @@
 import ipaddr from 'ipaddr.js';
 import { parseProxyRule, PROXY_RULE_FORMS } from './client-ip.ts';
 import { LOG_LEVELS, type LogLevel } from './log.ts';
+import { RedisUrl } from './redis-url.ts';
 
 interface Setting {
   env: string;
@@ -20,6 +21,8 @@ interface Setting {
   help: string;
   /** The default as a person would write it into the environment. */
   shownDefault: string;
+  /** Set where a value must not be repeated, not even to whom it came from. */
+  isSecret?: true;
 }
 
 /** A value that a setting does not accept. The message names the setting, what came and what is accepted. */
@@ -290,6 +293,30 @@ export const settings = {
     'Bytes that may wait for a socket that does not read.',
   ),
 
+  /** Redis or Valkey through which instances act as one relay: see docs/scaling.md. Default: one instance. */
+  redisUrl: {
+    env: 'REDIS_URL',
+    default: undefined as string | undefined,
+    take: (value: unknown) => (typeof value === 'string' ? RedisUrl.parse(value) : undefined),
+    fromText: (text: string) => text,
+    accepts: 'redis://[user:password@]host[:port][/database], or rediss:// for TLS',
+    help: 'Redis or Valkey that instances share: [docs/scaling.md](docs/scaling.md).',
+    shownDefault: '',
+    isSecret: true,
+  } satisfies Setting,
+
+  /** What the name of every key and channel in Redis begins with. Default `amesh:`. */
+  redisPrefix: {
+    env: 'AMESH_REDIS_PREFIX',
+    default: 'amesh:',
+    take: (value: unknown) =>
+      typeof value === 'string' && /^[\w:.{}/-]{1,64}$/.test(value) ? value : undefined,
+    fromText: (text) => text,
+    accepts: '1 to 64 letters, digits or : . _ - / { }',
+    help: 'What every name in Redis begins with.',
+    shownDefault: 'amesh:',
+  } satisfies Setting,
+
   /** `debug`, `info`, `warn`, `error` or `silent`. Default `info`. */
   logLevel: {
     env: 'LOG_LEVEL',
@@ -393,12 +420,13 @@ function read(
 ): Config {
   const config: Record<string, unknown> = {};
   for (const name of Object.keys(settings) as SettingName[]) {
-    const { default: normal, take, accepts } = settings[name] as Setting;
+    const { default: normal, take, accepts, isSecret }: Setting = settings[name];
     const { label, value, text } = get(name);
     const chosen = value ?? normal;
     config[name] = chosen === undefined ? undefined : take(chosen);
     if (chosen !== undefined && config[name] === undefined) {
-      throw new ConfigError(`${label}: got ${JSON.stringify(text ?? value)}, expected ${accepts}`);
+      const got = isSecret ? 'not accepted' : `got ${JSON.stringify(text ?? value)}`;
+      throw new ConfigError(`${label}: ${got}, expected ${accepts}`);
     }
   }
   for (const [one, other] of [

@@ -6,7 +6,7 @@ import pkg from '../package.json' with { type: 'json' };
 import type { Caller } from './client-ip.ts';
 
 export interface Health {
-  status: 'ok' | 'draining';
+  status: 'ok' | 'draining' | 'unavailable';
   sessions: number;
 }
 

@@ -18,6 +18,7 @@ export {
   RelayStateError,
   type StopOptions,
 } from './relay.ts';
+export { RedisError } from './redis-url.ts';
 export { TlsError } from './tls.ts';
 
 /**

@@ -27,6 +27,7 @@ export interface Relay {
    * @throws {RelayStateError} When it was started or stopped before.
    * @throws {ListenError} When the address cannot be had.
    * @throws {TlsError} When `tlsCertFile` or `tlsKeyFile` cannot be used.
+   * @throws {RedisError} When `redisUrl` does not answer as it must within 5 s.
    */
   start(): Promise<RelayAddress>;
   /**

@@ -1,7 +1,7 @@
 /** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
 import { CallerResolver } from './client-ip.ts';
 import { type Config, connectable, isIP } from './config.ts';
-import { createHttp } from './http.ts';
+import { createHttp, type Health } from './http.ts';
 import { createLog, type Log } from './log.ts';
 import {
   ListenError,
@@ -36,7 +36,9 @@ export class RelayServer implements Relay {
   readonly #log: Log;
   readonly #callers: CallerResolver;
   readonly #endDrain = Promise.withResolvers<void>();
+  readonly #now: Clock;
   #server: BunServer | undefined;
+  #cluster: { leave: () => Promise<void> } | undefined;
   #metrics: { port: number; stop: () => Promise<void> } | undefined;
   #timers: NodeJS.Timeout[] = [];
   #state: 'new' | 'started' | 'stopped' = 'new';
@@ -45,6 +47,7 @@ export class RelayServer implements Relay {
 
   constructor(config: Config, { now = () => performance.now(), log }: Internals = {}) {
     this.#config = config;
+    this.#now = now;
     this.#log = log ?? createLog(config.logLevel);
     this.#callers = new CallerResolver(config.trustProxy, (message) => this.#log.warn(message));
     this.sockets = new Sockets(config, this.#log, now);
@@ -53,6 +56,11 @@ export class RelayServer implements Relay {
   /** The port of the metrics, where there are any. */
   get metricsPort(): number | undefined {
     return this.#metrics?.port;
+  }
+
+  get #status(): Health['status'] {
+    if (this.sockets.draining) return 'draining';
+    return this.sockets.cluster?.isUp === false ? 'unavailable' : 'ok';
   }
 
   async start(): Promise<RelayAddress> {
@@ -67,9 +75,18 @@ export class RelayServer implements Relay {
   async #start(): Promise<RelayAddress> {
     const { host, port, metricsPort, metricsHost = host } = this.#config;
     const tls = await this.#tls();
-    this.#server = await listen('HOST or --host', 'PORT or --port', host, port, () =>
-      this.#serve(host, port, tls),
-    );
+    if (this.#config.redisUrl) {
+      const { joinCluster } = await import('./redis.ts');
+      this.#cluster = await joinCluster(this.#config, this.sockets, this.#log, this.#now);
+    }
+    try {
+      this.#server = await listen('HOST or --host', 'PORT or --port', host, port, () =>
+        this.#serve(host, port, tls),
+      );
+    } catch (error) {
+      await this.#cluster?.leave();
+      throw error;
+    }
     if (metricsPort !== undefined) {
       const { serveMetrics } = await import('./metrics.ts');
       try {
@@ -104,9 +121,11 @@ export class RelayServer implements Relay {
     if (!server) return;
     if (drainMs > 0) await this.#drain(drainMs);
     for (const timer of this.#timers) clearInterval(timer);
+    this.sockets.cluster?.farewell();
     this.sockets.closeAll();
     await Promise.race([server.stop(), Bun.sleep(FAREWELL_MS)]);
     await server.stop(true);
+    await this.#cluster?.leave();
     await this.#metrics?.stop();
     this.#log.info('stopped');
   }
@@ -134,7 +153,7 @@ export class RelayServer implements Relay {
     const { page, trustProxy } = this.#config;
     const http = createHttp(
       () => ({
-        status: this.sockets.draining ? 'draining' : 'ok',
+        status: this.#status,
         sessions: this.sockets.pairing.size,
       }),
       page

@@ -3,9 +3,10 @@
  * they decide goes out. Wholly synchronous: no frame overtakes another, and none sees half a change. Every rule has
  * done its part before a frame is sent, since a send to a socket that does not read closes it on the spot.
  */
-import type { Server, ServerWebSocket, WebSocketHandler } from 'bun';
+import type { Server, WebSocketHandler } from 'bun';
 import { Bootstrap, type Bootstrapped, type Watch } from './bootstrap.ts';
 import { BurntList } from './burnt.ts';
+import type { Cluster, Remote } from './cluster.ts';
 import type { Config } from './config.ts';
 import { Attempts, Tally } from './limits.ts';
 import type { Log } from './log.ts';
@@ -25,9 +26,9 @@ import {
 import { Stats } from './stats.ts';
 
 /** From the protocol: a watch lasts five minutes, a socket may hold 100, and a jti stays burnt for 25 hours. */
-const WATCH_TTL_MS = 5 * 60_000;
+export const WATCH_TTL_MS = 5 * 60_000;
 const MAX_WATCHES_PER_SOCKET = 100;
-const BURNT_TTL_MS = 25 * 3_600_000;
+export const BURNT_TTL_MS = 25 * 3_600_000;
 
 /** The window in which a socket's frames other than forwarded data are counted. */
 const FRAME_WINDOW_MS = 10_000;
@@ -40,9 +41,18 @@ const SWEEP_BATCH = 500;
 
 const DATA_ENVELOPE_BYTES = frames.data('').length;
 
+/** What the rules use of a socket. Bun's has it; so has one that is connected to another instance. */
+export interface Wire {
+  sendText(frame: string): number;
+  publishText(topic: string, frame: string): number;
+  subscribe(topic: string): unknown;
+  unsubscribe(topic: string): unknown;
+  close(code?: number, reason?: string): void;
+}
+
 /** One socket, as the rules see it; Bun carries it as `ws.data`. */
-class Connection implements Paired<Connection>, Bootstrapped<Connection> {
-  ws!: ServerWebSocket<Connection>;
+export class Connection implements Paired<Connection>, Bootstrapped<Connection> {
+  ws!: Wire;
   session: Session<Connection> | undefined = undefined;
   watches: Set<Watch<Connection>> | undefined = undefined;
   asks: Set<Watch<Connection>> | undefined = undefined;
@@ -50,6 +60,8 @@ class Connection implements Paired<Connection>, Bootstrapped<Connection> {
   frames = 0;
   framesSince = 0;
   idleSince = 0;
+  /** What the cluster keeps of a socket, where there is a cluster. */
+  remote: Remote | undefined = undefined;
   readonly client: string;
 
   constructor(client: string) {
@@ -69,6 +81,8 @@ export class Sockets {
   readonly burnt: BurntList;
   /** While true, newcomers are refused and pairings under way go on. */
   draining = false;
+  /** The other instances, where there are any. Set before the first socket opens. */
+  cluster: Cluster | undefined = undefined;
   readonly #config: Config;
   readonly #log: Log;
   readonly #now: Clock;
@@ -100,7 +114,7 @@ export class Sockets {
 
   /** Sessions, and bootstraps that await their answer: what a drain waits for. */
   get underWay(): number {
-    return this.pairing.size + this.bootstrap.asked;
+    return this.pairing.size + this.bootstrap.asked + (this.cluster?.pipes ?? 0);
   }
 
   /** The size of everything that is remembered. */
@@ -116,6 +130,7 @@ export class Sockets {
       failedPerCode: this.#failedPerCode.size,
       watchAttempts: this.#watchAttempts.size,
       refusedInits: this.#refusedInits.size,
+      ...this.cluster?.books,
     };
   }
 
@@ -125,21 +140,25 @@ export class Sockets {
   }
 
   get handlers(): WebSocketHandler<Connection> {
+    const { cluster } = this;
     return {
       open: (ws) => {
         ws.data.ws = ws;
         this.#guard(ws.data, () => this.#opened(ws.data));
       },
-      message: (ws, frame) => {
-        try {
-          this.#received(ws.data, frame);
-        } catch (error) {
-          this.#failed(ws.data, error);
-        }
-      },
+      // Chosen once, so that a relay on its own does not ask for each frame.
+      message: cluster
+        ? (ws, frame) => cluster.received(ws.data, frame)
+        : (ws, frame) => {
+            try {
+              this.#received(ws.data, frame);
+            } catch (error) {
+              this.failed(ws.data, error);
+            }
+          },
       // Bun has answered it already; counted, since a flood of pings costs as much as any other.
       ping: (ws) => this.#guard(ws.data, () => void this.#isWithinFrameRate(ws.data, 0)),
-      close: (ws) => this.#guard(ws.data, () => this.#closed(ws.data)),
+      close: cluster ? (ws) => cluster.closed(ws.data) : (ws) => this.closed(ws.data),
       maxPayloadLength: this.#config.maxFrameBytes,
       backpressureLimit: this.#config.maxBacklogBytes,
       closeOnBackpressureLimit: false,
@@ -163,12 +182,12 @@ export class Sockets {
     }
     for (const watch of this.bootstrap.expired(now)) {
       if (left-- === 0) return true;
-      this.#guard(watch.watcher, () => this.#expireWatch(watch));
+      this.#guard(watch.watcher, () => this.expireWatch(watch));
     }
     for (const connection of this.#idle) {
       if (now - connection.idleSince < this.#config.idleMs) break;
       if (left-- === 0) return true;
-      this.#guard(connection, () => this.#close(connection, 'idle'));
+      this.#guard(connection, () => this.close(connection, 'idle'));
     }
     this.#failedCodes.sweep(now);
     this.#failedPerCode.sweep(now);
@@ -182,8 +201,8 @@ export class Sockets {
   closeAll(): void {
     for (const connection of this.#open) {
       this.#guard(connection, () => {
-        if (connection.session) this.#end(connection.session, 'abandoned');
-        this.#close(connection, 'shutting_down');
+        if (connection.session) this.end(connection.session, 'abandoned');
+        this.close(connection, 'shutting_down');
       });
     }
   }
@@ -191,34 +210,49 @@ export class Sockets {
   #opened(connection: Connection): void {
     const { client } = connection;
     if (this.draining) {
-      this.#refuse(connection, 'relay_draining');
-      this.#close(connection, 'shutting_down');
+      this.refuse(connection, 'relay_draining');
+      this.close(connection, 'shutting_down');
     } else if (
       this.#open.size >= this.#config.maxConnections ||
       this.#perClient.of(client) >= this.#config.maxConnectionsPerClient
     ) {
-      this.#close(connection, 'too_many_connections');
+      this.close(connection, 'too_many_connections');
     } else {
       this.#open.add(connection);
       this.#perClient.add(client);
       this.stats.connectionsAccepted += 1;
-      this.#settle(connection);
+      this.settle(connection);
       this.#trace(connection, 'connected');
     }
+  }
+
+  /** A socket's frame. */
+  received(connection: Connection, frame: string | Buffer): void {
+    this.#guard(connection, () => this.#received(connection, frame));
+  }
+
+  /** A socket is closed. */
+  closed(connection: Connection): void {
+    this.#guard(connection, () => this.#closed(connection));
   }
 
   #closed(connection: Connection): void {
     if (!this.#open.delete(connection)) return;
     this.#idle.delete(connection);
     this.#perClient.remove(connection.client);
-    const { session, watches, asks } = connection;
-    if (session) this.#leave(connection, session, frames.error('peer_disconnected'));
-    for (const watch of watches ?? []) {
-      this.#endWatch(watch, 'abandoned');
-      if (watch.target) this.#reject(watch.target, watch.jti, 'watcher_disconnected');
-    }
-    for (const watch of asks ?? []) this.#endWatch(watch, 'abandoned');
+    this.letGo(connection);
     this.#trace(connection, 'disconnected');
+  }
+
+  /** A peer has gone, and with it all that it held; `why` is what the other side of its session is told. */
+  letGo(connection: Connection, why: ErrorCode = 'peer_disconnected'): void {
+    const { session, watches, asks } = connection;
+    if (session) this.leave(connection, session, frames.error(why));
+    for (const watch of watches ?? []) {
+      this.endWatch(watch, 'abandoned');
+      if (watch.target) this.reject(watch.target, watch.jti, 'watcher_disconnected');
+    }
+    for (const watch of asks ?? []) this.endWatch(watch, 'abandoned');
   }
 
   #received(connection: Connection, frame: string | Buffer): void {
@@ -230,7 +264,8 @@ export class Sockets {
     if ('malformed' in message) return this.#malformed(connection, message);
     if (message.type === 'data')
       return this.#forward(connection, frames.data(message.payload), bytes);
-    if (this.#isWithinFrameRate(connection, bytes)) this.#control(connection, message);
+    if (!this.#isWithinFrameRate(connection, bytes)) return;
+    if (!this.cluster?.takes(connection, message)) this.#control(connection, message);
   }
 
   #control(connection: Connection, message: Exclude<ClientMessage, { type: 'data' }>): void {
@@ -269,47 +304,62 @@ export class Sockets {
   // Pairing by code
 
   #listen(target: Connection, otc: string): void {
-    if (target.session) return this.#refuse(target, 'already_in_session');
-    if (this.draining) return this.#refuse(target, 'relay_draining');
+    if (target.session) return this.refuse(target, 'already_in_session');
+    if (this.draining) return this.refuse(target, 'relay_draining');
     const now = this.#now();
-    if (this.#failedCodes.isSpent(target.client, now)) return this.#refuse(target, 'rate_limited');
-    this.#evictStaleSession(otc, now);
+    if (this.#failedCodes.isSpent(target.client, now)) return this.refuse(target, 'rate_limited');
+    this.evictStaleSession(otc, now);
     const session = this.#failedPerCode.isSpent(otc, now)
       ? 'otc_in_use'
-      : this.pairing.open(target, otc, now);
+      : this.open(target, otc, now);
     if (session === 'otc_in_use') return this.#failCode(target, otc, session, now);
-    if (typeof session === 'string') return this.#refuse(target, session);
+    if (typeof session === 'string') this.refuse(target, session);
+  }
+
+  /** Opens a session and says so. @returns It, or why not; then nothing was said. */
+  open(target: Connection, otc: string, now: number): ReturnType<Pairing<Connection>['open']> {
+    const session = this.pairing.open(target, otc, now);
+    if (typeof session === 'string') return session;
     this.stats.opened += 1;
     this.#idle.delete(target);
     target.ws.subscribe(otc);
     this.#send(target, frames.ack);
+    return session;
   }
 
   #connect(controller: Connection, otc: string): void {
-    if (controller.session) return this.#refuse(controller, 'already_in_session');
+    if (controller.session) return this.refuse(controller, 'already_in_session');
     const now = this.#now();
     if (this.#failedCodes.isSpent(controller.client, now)) {
-      return this.#refuse(controller, 'rate_limited');
+      return this.refuse(controller, 'rate_limited');
     }
-    this.#evictStaleSession(otc, now);
+    this.evictStaleSession(otc, now);
+    const session = this.join(controller, otc, now);
+    if (session === 'already_in_session') return this.refuse(controller, session);
+    if (typeof session === 'string') this.#failCode(controller, otc, session, now);
+  }
+
+  /** Joins a session and tells both sides. @returns It, or why not; then nothing was said. */
+  join(controller: Connection, otc: string, now: number): ReturnType<Pairing<Connection>['join']> {
     const session = this.pairing.join(controller, otc, now);
-    if (session === 'already_in_session') return this.#refuse(controller, session);
-    if (typeof session === 'string') return this.#failCode(controller, otc, session, now);
+    if (typeof session === 'string') return session;
     this.stats.begun += 1;
     this.stats.onBegun?.(now - session.openedAt);
     this.#idle.delete(controller);
     controller.ws.subscribe(otc);
+    this.cluster?.joined(session);
     if (this.#send(controller, frames.peerFound)) this.#send(session.target, frames.peerFound);
+    return session;
   }
 
   /** @param received Bytes of the frame as it came, which is what a session is charged: junk around a payload costs too. */
   #forward(sender: Connection, frame: string, received: number): void {
     const bytes = Math.max(0, received - DATA_ENVELOPE_BYTES);
     const session = this.pairing.carry(sender, bytes);
-    if (typeof session === 'string') return this.#refuseData(sender, session, received);
+    if (typeof session === 'string') return this.#refuseData(sender, session, frame, received);
     if (sender.ws.publishText(session.otc, frame) === 0) {
-      this.#end(session, 'abandoned');
-      return this.#closePair(session, 'slow_consumer');
+      this.end(session, 'abandoned');
+      return this.closePair(session, 'slow_consumer');
     }
     this.stats.framesForwarded += 1;
     this.stats.bytesForwarded += bytes;
@@ -318,57 +368,60 @@ export class Sockets {
   #refuseData(
     sender: Connection,
     code: 'no_session' | 'peer_not_connected' | 'session_data_limit',
+    frame: string,
     received: number,
   ): void {
+    if (sender.remote?.session) return sender.remote.session.send(frame);
     if (!this.#isWithinFrameRate(sender, received)) return;
     const { session } = sender;
     if (code === 'session_data_limit' && session) {
-      this.#end(session, 'abandoned');
-      this.#refuse(sender, code);
-      this.#closePair(session, 'session_data_limit');
+      this.end(session, 'abandoned');
+      this.refuse(sender, code);
+      this.closePair(session, 'session_data_limit');
     } else {
-      this.#refuse(sender, code);
+      this.refuse(sender, code);
     }
   }
 
   #done(sender: Connection): void {
     const { session } = sender;
-    if (!session) return this.#refuse(sender, 'no_session');
-    this.#leave(sender, session, frames.done);
+    if (!session) return this.refuse(sender, 'no_session');
+    this.leave(sender, session, frames.done);
   }
 
   /** One side is through. The other hears it behind all that was sent before, and the session is forgotten. */
-  #leave(leaver: Connection, session: Session<Connection>, farewell: string): void {
+  leave(leaver: Connection, session: Session<Connection>, farewell: string): void {
     const isHeard = !session.controller || leaver.ws.publishText(session.otc, farewell) !== 0;
-    this.#end(session);
-    if (!isHeard) this.#closePair(session, 'slow_consumer');
+    this.end(session);
+    if (!isHeard) this.closePair(session, 'slow_consumer');
   }
 
-  #end(session: Session<Connection>, outcome?: 'expired' | 'abandoned'): void {
+  end(session: Session<Connection>, outcome?: 'expired' | 'abandoned'): void {
     this.pairing.end(session);
     this.stats[outcome ?? (session.bytes > 0 ? 'completed' : 'abandoned')] += 1;
     if (session.controller) this.stats.onEnded?.(this.#now() - session.stageAt);
     for (const peer of [session.target, session.controller]) {
       if (!peer) continue;
       peer.ws.unsubscribe(session.otc);
-      this.#settle(peer);
+      this.settle(peer);
     }
+    this.cluster?.ended(session);
   }
 
   #expireSession(session: Session<Connection>): void {
-    this.#end(session, 'expired');
+    this.end(session, 'expired');
     for (const peer of [session.target, session.controller]) {
-      if (peer) this.#refuse(peer, 'otc_expired');
+      if (peer) this.refuse(peer, 'otc_expired');
     }
-    this.#closePair(session, 'session_expired');
+    this.closePair(session, 'session_expired');
   }
 
-  #closePair(session: Session<Connection>, why: Close): void {
-    this.#close(session.target, why);
-    if (session.controller) this.#close(session.controller, why);
+  closePair(session: Session<Connection>, why: Close): void {
+    this.close(session.target, why);
+    if (session.controller) this.close(session.controller, why);
   }
 
-  #evictStaleSession(otc: string, now: number): void {
+  evictStaleSession(otc: string, now: number): void {
     const stale = this.pairing.stale(otc, now);
     if (stale) this.#expireSession(stale);
   }
@@ -383,45 +436,60 @@ export class Sockets {
     this.#failedCodes.add(connection.client, now);
     const isBurned = this.#failedPerCode.isSpent(otc, now);
     if (!isBurned) this.#failedPerCode.add(otc, now);
-    this.#refuse(
-      connection,
-      isBurned && code === 'peer_already_connected' ? 'otc_not_found' : code,
-    );
+    this.refuse(connection, isBurned && code === 'peer_already_connected' ? 'otc_not_found' : code);
   }
 
   // Bootstrap by token
 
   #watch(watcher: Connection, jti: string): void {
-    if (this.draining) return this.#refuse(watcher, 'relay_draining');
+    if (this.draining) return this.refuse(watcher, 'relay_draining');
     const now = this.#now();
     if (this.#watchAttempts.isSpent(watcher.client, now)) {
-      return this.#refuse(watcher, 'rate_limited');
+      return this.refuse(watcher, 'rate_limited');
     }
     this.#watchAttempts.add(watcher.client, now);
-    this.#evictStaleWatch(jti, now);
+    this.evictStaleWatch(jti, now);
     // It may have been the watcher's own, which then heard of it, and is closed if it does not read.
     if (!this.#open.has(watcher)) return;
+    const watch = this.watch(watcher, jti, now);
+    if (typeof watch === 'string') this.refuse(watcher, watch);
+  }
+
+  /** Begins or renews a watch and says so. @returns It, or why not; then nothing was said. */
+  watch(watcher: Connection, jti: string, now: number): ReturnType<Bootstrap<Connection>['watch']> {
     const watch = this.bootstrap.watch(watcher, jti, now);
-    if (typeof watch === 'string') return this.#refuse(watcher, watch);
+    if (typeof watch === 'string') return watch;
     this.stats.bootstraps.watched += 1;
     this.#idle.delete(watcher);
     this.#send(watcher, frames.watching(jti));
+    return watch;
   }
 
   #init(target: Connection, jti: string, token: string, targetPubKey: string): void {
     const now = this.#now();
     if (this.#refusedInits.isSpent(target.client, now)) {
-      return this.#reject(target, jti, 'rate_limited');
+      return this.reject(target, jti, 'rate_limited');
     }
-    this.#evictStaleWatch(jti, now);
+    this.evictStaleWatch(jti, now);
+    const watch = this.announce(target, jti, frames.init(jti, token, targetPubKey), now);
+    if (typeof watch !== 'string') return;
+    this.#refusedInits.add(target.client, now);
+    this.reject(target, jti, watch);
+  }
+
+  /** Burns a jti and tells its watcher. @returns The watch, or why not; then nothing was said. */
+  announce(
+    target: Connection,
+    jti: string,
+    frame: string,
+    now: number,
+  ): ReturnType<Bootstrap<Connection>['announce']> {
     const watch = this.bootstrap.announce(target, jti, now);
-    if (typeof watch === 'string') {
-      this.#refusedInits.add(target.client, now);
-      return this.#reject(target, jti, watch);
-    }
+    if (typeof watch === 'string') return watch;
     this.stats.bootstraps.announced += 1;
     this.#idle.delete(target);
-    this.#send(watch.watcher, frames.init(jti, token, targetPubKey));
+    this.#send(watch.watcher, frame);
+    return watch;
   }
 
   #answer(
@@ -430,40 +498,45 @@ export class Sockets {
     outcome: 'acknowledged' | 'rejected',
     frame: string,
   ): void {
-    this.#evictStaleWatch(jti, this.#now());
+    this.evictStaleWatch(jti, this.#now());
     const watch = this.bootstrap.answerable(watcher, jti);
-    if (typeof watch === 'string') return this.#refuse(watcher, watch);
-    this.#endWatch(watch, outcome);
+    if (typeof watch === 'string') return this.refuse(watcher, watch);
+    this.endWatch(watch, outcome);
     if (watch.target) this.#send(watch.target, frame);
   }
 
-  #endWatch(
+  endWatch(
     watch: Watch<Connection>,
     outcome: 'acknowledged' | 'rejected' | 'expired' | 'abandoned',
   ): void {
     this.bootstrap.end(watch);
     this.stats.bootstraps[outcome] += 1;
-    this.#settle(watch.watcher);
-    if (watch.target) this.#settle(watch.target);
+    this.settle(watch.watcher);
+    if (watch.target) this.settle(watch.target);
+    this.cluster?.endedWatch(watch);
   }
 
-  #expireWatch(watch: Watch<Connection>): void {
-    this.#endWatch(watch, 'expired');
+  expireWatch(watch: Watch<Connection>): void {
+    this.endWatch(watch, 'expired');
     this.stats.refusals.watch_expired += 1;
     this.#send(watch.watcher, frames.watchExpired(watch.jti));
-    if (watch.target) this.#reject(watch.target, watch.jti, 'watch_expired');
+    if (watch.target) this.reject(watch.target, watch.jti, 'watch_expired');
   }
 
-  #evictStaleWatch(jti: string, now: number): void {
+  evictStaleWatch(jti: string, now: number): void {
     const stale = this.bootstrap.stale(jti, now);
-    if (stale) this.#expireWatch(stale);
+    if (stale) this.expireWatch(stale);
   }
 
   // One socket
 
   /** Puts a socket among the idle, or takes it out, by what it holds now. */
-  #settle(connection: Connection): void {
-    const holds = connection.session || connection.watches?.size || connection.asks?.size;
+  settle(connection: Connection): void {
+    const holds =
+      connection.session ||
+      connection.watches?.size ||
+      connection.asks?.size ||
+      connection.remote?.isHolding;
     this.#idle.delete(connection);
     if (holds || !this.#open.has(connection)) return;
     connection.idleSince = this.#now();
@@ -471,11 +544,11 @@ export class Sockets {
   }
 
   #malformed(connection: Connection, { malformed: code, type, jti }: Malformed): void {
-    if (type === 'bootstrap_init') this.#reject(connection, jti, code);
-    else this.#refuse(connection, code);
+    if (type === 'bootstrap_init') this.reject(connection, jti, code);
+    else this.refuse(connection, code);
     connection.malformed += 1;
     if (connection.malformed >= this.#config.maxMalformed)
-      this.#close(connection, 'too_many_errors');
+      this.close(connection, 'too_many_errors');
   }
 
   /** A long frame counts as one for each KiB begun, since reading it costs as much. */
@@ -487,17 +560,17 @@ export class Sockets {
     }
     connection.frames += 1 + (bytes >> 10);
     if (connection.frames <= this.#config.maxControlFrames) return true;
-    this.#close(connection, 'too_many_frames');
+    this.close(connection, 'too_many_frames');
     return false;
   }
 
-  #refuse(connection: Connection, code: ErrorCode): void {
+  refuse(connection: Connection, code: ErrorCode): void {
     this.stats.refusals[code] += 1;
     this.#trace(connection, 'refused', code);
     this.#send(connection, frames.error(code));
   }
 
-  #reject(target: Connection, jti: string | undefined, reason: RejectReason): void {
+  reject(target: Connection, jti: string | undefined, reason: RejectReason): void {
     this.stats.refusals[reason] += 1;
     this.#trace(target, 'rejected', reason);
     this.#send(target, frames.reject(jti, reason));
@@ -506,11 +579,12 @@ export class Sockets {
   /** @returns Whether the frame is on its way; otherwise the socket is closed now. */
   #send(connection: Connection, frame: string): boolean {
     if (connection.ws.sendText(frame) !== 0) return true;
-    this.#close(connection, 'slow_consumer');
+    this.close(connection, 'slow_consumer');
     return false;
   }
 
-  #close(connection: Connection, why: Close): void {
+  close(connection: Connection, why: Close): void {
+    if (connection.remote) connection.remote.isClosed = true;
     const { code, reason } = closes[why];
     connection.ws.close(code, reason);
   }
@@ -519,19 +593,19 @@ export class Sockets {
     try {
       step();
     } catch (error) {
-      this.#failed(connection, error);
+      this.failed(connection, error);
     }
   }
 
   /** A fault of our own ends the one socket it happened on. Its message might quote a frame, so it is not logged. */
-  #failed(connection: Connection, error: unknown): void {
+  failed(connection: Connection, error: unknown): void {
     const { name, stack = '' } = error instanceof Error ? error : new Error('not an Error');
     const where = stack.split('\n').filter((line) => line.trimStart().startsWith('at '));
     this.#log.error('internal error', {
       name,
       where: where.slice(0, 4).map((line) => line.trim()),
     });
-    this.#close(connection, 'internal_error');
+    this.close(connection, 'internal_error');
   }
 
   /** What single clients do is for debugging, unless the operator asked to see clients. */

@@ -98,8 +98,76 @@ export class TestRelay {
   }
 }
 
+/** Two instances as if they were one relay: sockets land on them by turns, so that no two that meet share one. */
+class SpreadRelay extends TestRelay {
+  readonly #other: TestRelay;
+  #turn = 0;
+
+  constructor(options: RelayOptions) {
+    super(options);
+    this.#other = new TestRelay(options);
+  }
+
+  async start(): Promise<void> {
+    for (const relay of [this, this.#other]) {
+      ({ port: relay.port } = await relay.server.start());
+      afterThisTest(() => relay.server.stop());
+    }
+  }
+
+  override get url(): string {
+    this.#turn += 1;
+    return this.#turn % 2 ? super.url : this.#other.url;
+  }
+
+  override pass(milliseconds: number, options?: { sweep?: boolean }): void {
+    super.pass(milliseconds, options);
+    this.#other.pass(milliseconds, options);
+  }
+
+  /** What both hold, summed up. */
+  override get sockets(): RelayServer['sockets'] {
+    return summed([super.sockets, this.#other.sockets]);
+  }
+}
+
+/** Many objects as one, whose numbers are the sums of theirs; what is called is called on all. */
+function summed<T extends object>(parts: T[]): T {
+  return new Proxy(parts[0] as T, {
+    get(_first, name) {
+      const values = parts.map((part) => part[name as keyof T] as unknown);
+      const [value] = values;
+      if (typeof value === 'number') {
+        return (values as number[]).reduce((total, number) => total + number, 0);
+      }
+      if (typeof value === 'function') {
+        return (...args: unknown[]) =>
+          parts
+            .map((part, i) => (values[i] as Function).apply(part, args) as unknown)
+            .some(Boolean);
+      }
+      return typeof value === 'object' && value !== null ? summed(values as object[]) : value;
+    },
+  });
+}
+
+/** Set by the test that runs the wire's suite again, over two instances. */
+const sharedRedis = process.env.AMESH_TEST_REDIS_URL;
+
+/** Whether a test can't be run over two instances, said aloud with the reason. */
+export function isNotForTwo(reason: string): boolean {
+  if (sharedRedis) console.log(`SKIPPED over two instances: ${reason}`);
+  return sharedRedis !== undefined;
+}
+
 /** A relay that stops with the test. */
 export async function startRelay(options: RelayOptions = {}): Promise<TestRelay> {
+  if (sharedRedis) {
+    const redisPrefix = `test-${crypto.randomUUID()}:`;
+    const spread = new SpreadRelay({ redisUrl: sharedRedis, redisPrefix, ...options });
+    await spread.start();
+    return spread;
+  }
   const relay = new TestRelay(options);
   ({ port: relay.port } = await relay.server.start());
   afterThisTest(() => relay.server.stop());

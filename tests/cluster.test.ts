@@ -1,0 +1,592 @@
+/** Many instances as one relay, over a real redis-server. */
+import { describe, expect, test } from 'bun:test';
+import { connect as dial, type Socket } from 'node:net';
+import { join } from 'node:path';
+import {
+  freePort,
+  redisServer,
+  startInstances,
+  startRedis,
+  type TestRedis,
+  untilReach,
+} from './redis.ts';
+import {
+  afterThisTest,
+  type Client,
+  openClient,
+  type TestRelay,
+  until,
+  within,
+} from './support.ts';
+
+const listen = (otc = '482916') => ({ type: 'listen', otc });
+const connect = (otc = '482916') => ({ type: 'connect', otc });
+const data = (payload: string) => ({ type: 'data', payload });
+const watch = (jti: string) => ({ type: 'bootstrap_watch', jti });
+const watching = (jti: string) => ({ type: 'bootstrap_watching', jti });
+const init = (jti: string) => ({ type: 'bootstrap_init', jti, token: 't', targetPubKey: 'k' });
+const reject = (jti: string, error: string) => ({ type: 'bootstrap_reject', jti, error });
+const open = { type: 'ack', message: 'session_open' };
+const found = { type: 'peer_found' };
+
+type Two = [TestRelay, TestRelay];
+
+/** A target on one instance and a controller on another that have met. */
+async function pairAcross(
+  one: { connect: () => Promise<Client> },
+  other: { connect: () => Promise<Client> },
+  otc = '482916',
+): Promise<{ target: Client; controller: Client }> {
+  const [target, controller] = await Promise.all([one.connect(), other.connect()]);
+  target.send(listen(otc));
+  await target.expect(open);
+  controller.send(connect(otc));
+  await Promise.all([target.expect(found), controller.expect(found)]);
+  return { target, controller };
+}
+
+/** Tries until it is answered as hoped: for what comes true within seconds. */
+async function eventually(attempt: () => Promise<string>, hoped: string): Promise<void> {
+  const deadline = performance.now() + 5000;
+  for (;;) {
+    const answer = await attempt();
+    if (answer.includes(hoped)) return;
+    if (performance.now() > deadline) throw new Error(`hoped for ${hoped}, got ${answer}`);
+    await Bun.sleep(20);
+  }
+}
+
+async function ask(relay: { connect: () => Promise<Client> }, frame: object): Promise<string> {
+  const client = await relay.connect();
+  client.send(frame as Record<string, unknown>);
+  const answer = await client.nextText();
+  client.close();
+  return answer;
+}
+
+const health = async (relay: TestRelay): Promise<[number, string]> => {
+  const response = await fetch(`${relay.http}/health`);
+  return [response.status, await response.text()];
+};
+
+/** An instance in a process of its own, to be killed. */
+async function startProcess(
+  env: Record<string, string>,
+): Promise<{ connect: () => Promise<Client>; child: Bun.Subprocess; stdout: () => string }> {
+  const child = Bun.spawn([process.execPath, join(import.meta.dir, '../bin/amesh-relay.js')], {
+    env: { ...process.env, PORT: '0', HOST: '127.0.0.1', ...env },
+    stdout: 'pipe',
+    stderr: 'pipe',
+  });
+  afterThisTest(() => child.kill('SIGKILL'));
+  let said = '';
+  const listening = Promise.withResolvers<{ websocket: string }>();
+  void (async () => {
+    for await (const chunk of child.stdout) {
+      said += new TextDecoder().decode(chunk);
+      const line = said.split('\n').find((text) => text.includes('"listening"'));
+      if (line) listening.resolve(JSON.parse(line) as { websocket: string });
+    }
+  })();
+  const { websocket } = await within(listening.promise, 'the process to listen');
+  return { connect: async () => openClient(websocket), child, stdout: () => said };
+}
+
+const generous = {
+  maxFailedCodes: 1000,
+  maxFailedPerCode: 1000,
+  maxWatches: 10_000,
+  maxRefusedInits: 10_000,
+};
+
+describe.skipIf(!redisServer)('a pairing across instances', () => {
+  test('each frame to the one it is for, in order, then the verdict before the close', async () => {
+    const [a, b] = (await startInstances(await startRedis(), 2)) as Two;
+    const { target, controller } = await pairAcross(a, b);
+    for (let i = 0; i < 500; i += 1) {
+      target.send(data(`t${i}`));
+      controller.send(data(`c${i}`));
+    }
+    for (let i = 0; i < 500; i += 1) {
+      await controller.expect(data(`t${i}`));
+      await target.expect(data(`c${i}`));
+    }
+    target.send(data('sas_confirmed'));
+    target.close();
+    await controller.expect(data('sas_confirmed'));
+    await controller.expectError('peer_disconnected');
+    await controller.refused(data('late'), 'no_session');
+    await until(() => a.sockets.underWay + b.sockets.underWay === 0, 'nothing is under way');
+    await pairAcross(b, a);
+  });
+
+  test('all in one breath: connect, data and close', async () => {
+    const [a, b] = (await startInstances(await startRedis(), 2)) as Two;
+    for (const other of [a, b]) {
+      const [target, controller] = await Promise.all([a.connect(), other.connect()]);
+      target.send(listen());
+      await target.expect(open);
+      for (const frame of [connect(), data('1'), data('2')]) controller.send(frame);
+      controller.close();
+      for (const frame of [found, data('1'), data('2')]) await target.expect(frame);
+      await target.expectError('peer_disconnected');
+    }
+  });
+
+  test('a peer that does not read ends it for both with 4004, whichever of the two', async () => {
+    const [a, b] = (await startInstances(await startRedis(), 2, {
+      maxSessionBytes: 1_000_000_000,
+      maxBacklogBytes: 65_536,
+    })) as Two;
+    for (const isTargetDeaf of [true, false]) {
+      const fast = await (isTargetDeaf ? b : a).connect();
+      if (!isTargetDeaf) {
+        fast.send(listen());
+        await fast.expect(open);
+      }
+      const deaf = await deafClient(isTargetDeaf ? a : b, isTargetDeaf ? listen() : connect());
+      if (isTargetDeaf) {
+        await until(() => a.sockets.pairing.size === 1, 'it listens');
+        fast.send(connect());
+      }
+      await fast.expect(found);
+      deaf.pause();
+      for (let i = 0; i < 1000 && fast.ws.readyState === WebSocket.OPEN; i += 1) {
+        fast.send(data('x'.repeat(60_000)));
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      await fast.expectClose(4004, 'slow_consumer');
+      await until(() => a.sockets.underWay + b.sockets.underWay === 0, 'nothing is under way');
+      deaf.destroy();
+    }
+  });
+});
+
+/** A TCP connection that has upgraded and sent one frame. */
+async function deafClient(relay: TestRelay, frame: object): Promise<Socket> {
+  const socket = dial(relay.port, '127.0.0.1');
+  afterThisTest(() => socket.destroy());
+  socket.on('error', () => {});
+  const payload = Buffer.from(JSON.stringify(frame));
+  socket.write(
+    `GET /ws HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n` +
+      `Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n`,
+  );
+  // The mask is zero.
+  socket.write(Buffer.concat([Buffer.from([0x81, 0x80 | payload.length, 0, 0, 0, 0]), payload]));
+  await within(new Promise((resolve) => socket.once('connect', resolve)), 'a TCP connection');
+  return socket;
+}
+
+describe.skipIf(!redisServer)('races, on three instances', () => {
+  test('one listen wins a code, one connect its session; one watch a jti, one init burns it', async () => {
+    const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));
+    const random = mulberry32(seed);
+    const relays = await startInstances(await startRedis(), 3, generous);
+    try {
+      for (let round = 0; round < 200; round += 1) await race(relays, random, round);
+    } catch (error) {
+      throw new Error(`SEED=${seed}: ${(error as Error).message}`, { cause: error });
+    }
+  }, 60_000);
+});
+
+async function race(relays: TestRelay[], random: () => number, round: number): Promise<void> {
+  const otc = String(Math.floor(random() * 10)).padStart(6, '0');
+  const jti = `bt_${round}`;
+  const crowd = await Promise.all(
+    Array.from({ length: 6 }, async () =>
+      (relays[Math.floor(random() * 3)] as TestRelay).connect(),
+    ),
+  );
+  /** All say it, some a moment later; the one whose answer is `hoped`, and there must be one. */
+  const winner = async (clients: Client[], frame: object, hoped: string): Promise<Client> => {
+    const answers = await Promise.all(
+      clients.map(async (client) => {
+        for (let turns = Math.floor(random() * 4); turns > 0; turns -= 1) {
+          await new Promise((resolve) => setImmediate(resolve));
+        }
+        client.send(frame as Record<string, unknown>);
+        return client.nextText();
+      }),
+    );
+    const winners = clients.filter((_, i) => answers[i]?.includes(hoped));
+    if (winners.length !== 1) throw new Error(`round ${round}: ${answers.join(' ')}`);
+    return winners[0] as Client;
+  };
+  const target = await winner(crowd.slice(0, 3), listen(otc), 'session_open');
+  const controllers = crowd.slice(3);
+  const controller = await winner(controllers, connect(otc), 'peer_found');
+  await target.expect(found);
+  controller.send(data(`c${round}`));
+  target.send(data(`t${round}`));
+  await Promise.all([target.expect(data(`c${round}`)), controller.expect(data(`t${round}`))]);
+  const [leaver, left] = random() < 0.5 ? [target, controller] : [controller, target];
+  if (random() < 0.5) {
+    leaver.send({ type: 'done' });
+    await left.expect({ type: 'done' });
+  } else {
+    leaver.close();
+    await left.expectError('peer_disconnected');
+  }
+  const free = crowd.filter((client) => client !== leaver);
+  const watcher = await winner(free.slice(0, 2), watch(jti), 'bootstrap_watching');
+  const machines = free.slice(2);
+  for (const machine of machines) machine.send(init(jti));
+  await watcher.expect(init(jti));
+  watcher.send({ type: 'bootstrap_ack', jti, publicKey: 'p', controllerSig: 's' });
+  const answers = await Promise.all(machines.map((machine) => machine.nextText()));
+  const acks = answers.filter((answer) => answer.includes('bootstrap_ack')).length;
+  const refusals = answers.filter((answer) => answer.includes('token_already_used')).length;
+  if (acks !== 1 || acks + refusals !== machines.length) throw new Error(answers.join(' '));
+  await watcher.expectNothing();
+  for (const client of crowd) client.close();
+}
+
+/** A small generator of numbers from 0 to 1, the same for the same seed. */
+function mulberry32(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let t = Math.imul(state ^ (state >>> 15), 1 | state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4_294_967_296;
+  };
+}
+
+describe.skipIf(!redisServer)('what counts together', () => {
+  test('a burnt jti stays burnt, also when every relay is new', async () => {
+    const redis = await startRedis();
+    const old = (await startInstances(redis, 2)) as Two;
+    const watcher = await old[0].connect();
+    watcher.send(watch('bt_1'));
+    await watcher.expect(watching('bt_1'));
+    const machine = await old[1].connect();
+    machine.send(init('bt_1'));
+    await watcher.expect(init('bt_1'));
+    await Promise.all(old.map((relay) => relay.server.stop()));
+    const [a, b] = (await startInstances(redis, 2)) as Two;
+    const again = await a.connect();
+    again.send(watch('bt_1'));
+    await again.expect(watching('bt_1'));
+    for (const relay of [a, b]) {
+      expect(await ask(relay, init('bt_1'))).toBe(
+        JSON.stringify(reject('bt_1', 'token_already_used')),
+      );
+    }
+    await again.expectNothing();
+  });
+
+  test('failed codes, watches and refused inits of a client, and failures on a code', async () => {
+    const [a, b] = (await startInstances(await startRedis(), 2, { trustProxy: '1' })) as Two;
+    const from = async (relay: TestRelay, address: string): Promise<Client> =>
+      relay.connect({ headers: { 'x-forwarded-for': address } });
+    const spread = [await from(a, '198.51.100.1'), await from(b, '198.51.100.1')];
+    const turn = (i: number): Client => spread[i % 2] as Client;
+    for (let i = 0; i < 5; i += 1) await turn(i).refused(connect(`00000${i}`), 'otc_not_found');
+    for (const client of spread) await client.refused(listen(), 'rate_limited');
+    for (let i = 0; i < 10; i += 1) {
+      turn(i).send(watch(`bt_${i}`));
+      await turn(i).expect(watching(`bt_${i}`));
+    }
+    for (const client of spread) await client.refused(watch('bt_x'), 'rate_limited');
+    for (let i = 0; i < 10; i += 1) {
+      turn(i).send(init(`no_${i}`));
+      await turn(i).expect(reject(`no_${i}`, 'no_watcher'));
+    }
+    turn(0).send(init('bt_0'));
+    await turn(0).expect(reject('bt_0', 'rate_limited'));
+    for (let i = 0; i < 5; i += 1) {
+      const relay = i % 2 ? a : b;
+      await (await from(relay, `203.0.113.${i}`)).refused(connect('777777'), 'otc_not_found');
+    }
+    await (await from(a, '192.0.2.1')).refused(listen('777777'), 'otc_in_use');
+  });
+
+  test('every key expires, its name begins with the prefix, and no payload is stored', async () => {
+    const redis = await startRedis();
+    const [a, b] = (await startInstances(redis, 2, { redisPrefix: 'mine:' })) as Two;
+    const { target, controller } = await pairAcross(a, b);
+    target.send(data('for the controller alone'));
+    await controller.expect(data('for the controller alone'));
+    const watcher = await a.connect();
+    watcher.send(watch('bt_secret'));
+    await watcher.expect(watching('bt_secret'));
+    (await b.connect()).send(init('bt_secret'));
+    await watcher.expect(init('bt_secret'));
+    await ask(b, connect('000000'));
+    await ask(b, init('nobody'));
+    const keys = (await redis.command('KEYS', '*')).split('\n');
+    const kinds = new Set(keys.map((key) => key.split(':')[1]));
+    expect([...kinds].toSorted()).toEqual(
+      ['alive', 'burnt', 'code', 'codes-by', 'inits-by', 'jti', 'tries', 'watches-by'].toSorted(),
+    );
+    for (const key of keys) {
+      expect(key).toStartWith('mine:');
+      expect(key).not.toContain('secret');
+      const ttl = Number(await redis.command('PTTL', key));
+      expect(ttl).toBeGreaterThan(0);
+      expect(ttl).toBeLessThanOrEqual(25 * 3_600_000);
+      const dump = await redis.command('DUMP', key);
+      expect(dump).not.toContain('for the controller alone');
+    }
+  });
+
+  test('relays of another prefix are strangers', async () => {
+    const redis = await startRedis();
+    const [a] = await startInstances(redis, 1, { redisPrefix: 'one:' });
+    const [b] = await startInstances(redis, 1, { redisPrefix: 'two:' });
+    const target = await (a as TestRelay).connect();
+    target.send(listen());
+    await target.expect(open);
+    expect(await ask(b as TestRelay, connect())).toContain('otc_not_found');
+  });
+});
+
+describe.skipIf(!redisServer)('Redis fails', () => {
+  test('gone: what is on one instance goes on, the rest ends; back: all works again', async () => {
+    const redis = await startRedis();
+    const relays = (await startInstances(redis, 2)) as Two;
+    const [a, b] = relays;
+    const near = await a.pair('111111');
+    const across = await pairAcross(a, b, '222222');
+    const waiting = await a.connect();
+    waiting.send(listen('333333'));
+    await waiting.expect(open);
+    const watcher = await b.connect();
+    watcher.send(watch('bt_1'));
+    await watcher.expect(watching('bt_1'));
+    await redis.kill();
+    await across.target.expectError('relay_unavailable');
+    await across.controller.expectError('relay_unavailable');
+    await untilReach(relays, false);
+    near.target.send(data('still here'));
+    await near.controller.expect(data('still here'));
+    for (const relay of relays) {
+      for (const frame of [listen('444444'), connect('333333'), watch('bt_2')]) {
+        expect(await ask(relay, frame)).toBe('{"type":"error","code":"relay_unavailable"}');
+      }
+      expect(await ask(relay, init('bt_1'))).toBe(
+        JSON.stringify(reject('bt_1', 'relay_unavailable')),
+      );
+    }
+    expect(await health(a)).toEqual([503, '{"status":"unavailable","sessions":2}']);
+    await across.target.refused(data('late'), 'no_session');
+
+    // Empty, as after a failover to a replica that knew nothing.
+    await redis.start();
+    await untilReach(relays, true);
+    expect(await health(b)).toEqual([200, '{"status":"ok","sessions":0}']);
+    await pairAcross(b, a, '222222');
+    const controller = await b.connect();
+    controller.send(connect('333333'));
+    await Promise.all([waiting.expect(found), controller.expect(found)]);
+    await (await b.connect()).refused(listen('111111'), 'otc_in_use');
+    (await a.connect()).send(init('bt_1'));
+    await watcher.expect(init('bt_1'));
+    for (const client of [across.target, across.controller]) await client.expectNothing();
+    near.controller.send(data('all along'));
+    await near.target.expect(data('all along'));
+  }, 20_000);
+
+  test('a lost subscription ends what went across, and comes back by itself', async () => {
+    const redis = await startRedis();
+    const relays = (await startInstances(redis, 2)) as Two;
+    const [a, b] = relays;
+    for (let round = 0; round < 3; round += 1) {
+      const { target, controller } = await pairAcross(a, b);
+      await redis.command('CLIENT', 'KILL', 'TYPE', round % 2 ? 'normal' : 'pubsub');
+      await target.expectError('relay_unavailable');
+      await controller.expectError('relay_unavailable');
+      await untilReach(relays, true);
+    }
+    await pairAcross(b, a);
+  }, 20_000);
+
+  test('a stall: newcomers are refused, nothing arrives late, and all is well afterwards', async () => {
+    const redis = await startRedis();
+    const relays = (await startInstances(redis, 2)) as Two;
+    const [a, b] = relays;
+    const { target, controller } = await pairAcross(a, b);
+    redis.signal('SIGSTOP');
+    for (let i = 0; i < 50; i += 1) target.send(data(`stalled ${i}`));
+    const asked = await Promise.all(Array.from({ length: 20 }, async () => a.connect()));
+    asked.forEach((client, i) => client.send(listen(`90000${i % 10}`)));
+    for (const client of asked) await client.expectError('relay_unavailable');
+    await target.expectError('relay_unavailable');
+    await controller.expectError('relay_unavailable');
+    await untilReach(relays, false);
+    redis.signal('SIGCONT');
+    await untilReach(relays, true);
+    const second = await pairAcross(b, a);
+    for (let i = 0; i < 10; i += 1) {
+      const client = asked[i] as Client;
+      client.send(listen(`90000${i}`));
+      await client.expect(open);
+    }
+    second.target.send(data('ours'));
+    await second.controller.expect(data('ours'));
+    await Promise.all([controller, second.target, second.controller].map((c) => c.expectNothing()));
+    for (const relay of relays)
+      expect(relay.sockets.books).toMatchObject({ orphans: 0, waitingBytes: 0 });
+  }, 20_000);
+
+  test('full: refused rather than risked, until there is room', async () => {
+    const redis = await startRedis();
+    const relays = (await startInstances(redis, 2)) as Two;
+    await redis.command('CONFIG', 'SET', 'maxmemory', '1');
+    await untilReach(relays, false);
+    expect(await ask(relays[0], init('bt_1'))).toContain('relay_unavailable');
+    expect(relays[0].log.lines.filter((line) => line.includes('OOM'))).toHaveLength(1);
+    await redis.command('CONFIG', 'SET', 'maxmemory', '0');
+    await untilReach(relays, true);
+    await pairAcross(relays[0], relays[1]);
+  }, 20_000);
+
+  const cannotStart: [string, string[], (redis: TestRedis) => string, string][] = [
+    ['needs a password', ['--requirepass', 'hunter2'], ({ url }) => url, 'NOAUTH'],
+    [
+      'needs another password',
+      ['--requirepass', 'hunter2'],
+      ({ url }) => url.replace('//', '//:swordfish@'),
+      'WRONGPASS',
+    ],
+    ['is full', ['--maxmemory', '1'], ({ url }) => url, 'OOM'],
+    ['is a replica', ['--replicaof', '127.0.0.1 1'], ({ url }) => url, 'READONLY'],
+    ['has no such database', [], ({ url }) => `${url}/999`, 'out of range'],
+    ['speaks no TLS', [], ({ url }) => url.replace('redis:', 'rediss:'), ''],
+  ];
+  test.each(cannotStart)(
+    'one that %s: a start ends with one clear line and 1',
+    async (_what, args, url, problem) => {
+      const redis = await startRedis(args);
+      const child = Bun.spawn([process.execPath, join(import.meta.dir, '../bin/amesh-relay.js')], {
+        env: { ...process.env, PORT: '0', REDIS_URL: url(redis) },
+        stdout: 'pipe',
+        stderr: 'pipe',
+      });
+      expect(await child.exited).toBe(1);
+      const said = await new Response(child.stderr).text();
+      expect(said.trimEnd().split('\n')).toHaveLength(1);
+      expect(said).toStartWith('amesh-relay: REDIS_URL: redis');
+      expect(said).toContain(problem);
+      expect(said + (await new Response(child.stdout).text())).not.toMatch(/hunter2|swordfish/);
+    },
+    15_000,
+  );
+});
+
+describe.skipIf(!redisServer)('an instance', () => {
+  test('is killed: its peers elsewhere are told, its codes and watches are free again', async () => {
+    const redis = await startRedis();
+    const [a] = (await startInstances(redis, 1, generous)) as [TestRelay];
+    const b = await startProcess({ REDIS_URL: redis.url });
+    const mine = await pairAcross(a, b, '111111');
+    const its = await pairAcross(b, a, '222222');
+    const waiting = await b.connect();
+    waiting.send(listen('333333'));
+    await waiting.expect(open);
+    const watcher = await b.connect();
+    watcher.send(watch('bt_1'));
+    await watcher.expect(watching('bt_1'));
+    const machine = await a.connect();
+    machine.send(init('bt_1'));
+    await watcher.expect(init('bt_1'));
+    b.child.kill('SIGKILL');
+    await mine.target.expectError('peer_disconnected');
+    await its.controller.expectError('peer_disconnected');
+    expect(await machine.nextText()).toContain('bootstrap_reject');
+    for (const otc of ['222222', '333333']) {
+      await eventually(() => ask(a, listen(otc)), 'session_open');
+    }
+    await eventually(() => ask(a, watch('bt_1')), 'bootstrap_watching');
+  }, 20_000);
+
+  test('drains: its pairs finish, newcomers go to the others, under load none is lost', async () => {
+    const redis = await startRedis();
+    const [a, b] = (await startInstances(redis, 2, { maxConnectionsPerClient: 2000 })) as Two;
+    const code = (i: number): string => String(i).padStart(6, '0');
+    const pairs = await Promise.all(
+      Array.from({ length: 100 }, async (_, i) =>
+        i % 2 ? pairAcross(a, b, code(i)) : pairAcross(b, a, code(i)),
+      ),
+    );
+    const stopped = a.server.stop({ drain: true });
+    expect(await ask(b, listen('999999'))).toContain('session_open');
+    await Promise.all(
+      pairs.map(async ({ target, controller }, i) => {
+        for (let round = 0; round < 5; round += 1) {
+          target.send(data(`${i}.${round}`));
+          await controller.expect(data(`${i}.${round}`));
+          controller.send(data(`${i}.${round}`));
+          await target.expect(data(`${i}.${round}`));
+        }
+        target.send(data('sas_confirmed'));
+        target.close();
+        await controller.expect(data('sas_confirmed'));
+        await controller.expectError('peer_disconnected');
+      }),
+    );
+    await within(stopped, 'the drain to end');
+    const { stats } = a.sockets;
+    expect(stats.completed + b.sockets.stats.completed).toBe(100);
+    const next = await startInstances(redis, 1);
+    await pairAcross(next[0] as TestRelay, b);
+  }, 20_000);
+
+  test('stops at once: who is elsewhere is told, and its codes are free', async () => {
+    const [a, b] = (await startInstances(await startRedis(), 2)) as Two;
+    const mine = await pairAcross(a, b, '111111');
+    const its = await pairAcross(b, a, '222222');
+    await a.server.stop();
+    await mine.controller.expectError('peer_disconnected');
+    await its.target.expectError('peer_disconnected');
+    const target = await b.connect();
+    target.send(listen('111111'));
+    await target.expect(open);
+  });
+
+  test('with TLS, a user, a password and a database number', async () => {
+    const folder = (await Bun.$`mktemp -d`.text()).trim();
+    afterThisTest(() => Bun.$`rm -rf ${folder}`);
+    await Bun.$`openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout ${folder}/key.pem -out ${folder}/cert.pem`.quiet();
+    const port = await freePort();
+    await startRedis([
+      ...['--tls-port', `${port}`, '--tls-auth-clients', 'no'],
+      ...['--tls-cert-file', `${folder}/cert.pem`, '--tls-key-file', `${folder}/key.pem`],
+      ...['--user', 'relay', 'on', '>p%40ss/w:rd', '~amesh:*', '&amesh:*', '+@all'],
+      ...['--user', 'default', 'off'],
+    ]);
+    const secret = encodeURIComponent('p%40ss/w:rd');
+    const env = {
+      REDIS_URL: `rediss://relay:${secret}@localhost:${port}/3`,
+      NODE_EXTRA_CA_CERTS: `${folder}/cert.pem`,
+    };
+    const [a, b] = await Promise.all([startProcess(env), startProcess(env)]);
+    const { target, controller } = await pairAcross(a, b);
+    target.send(data('over TLS'));
+    await controller.expect(data('over TLS'));
+    expect(a.stdout()).toContain(`rediss://localhost:${port}/3`);
+    expect(a.stdout()).not.toContain('w:rd');
+    expect(a.stdout()).not.toContain(secret);
+  });
+});
+
+test.skipIf(!redisServer)(
+  'the suite of the wire holds over two instances',
+  async () => {
+    const redis = await startRedis();
+    const suites = ['wire-pairing', 'wire-bootstrap', 'wire-limits', 'handshake'];
+    const child = Bun.spawn(
+      [process.execPath, 'test', ...suites.map((name) => join(import.meta.dir, `${name}.test.ts`))],
+      { env: { ...process.env, AMESH_TEST_REDIS_URL: redis.url }, stdout: 'pipe', stderr: 'pipe' },
+    );
+    const [out, report] = await Promise.all([
+      new Response(child.stdout).text(),
+      new Response(child.stderr).text(),
+    ]);
+    for (const line of out.matchAll(/^SKIPPED.*$/gm)) console.log(line[0]);
+    expect(await child.exited, report).toBe(0);
+  },
+  120_000,
+);
