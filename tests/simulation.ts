@@ -241,7 +241,7 @@ class SimulatedBus implements Bus {
   cut(): void {
     this.#life += 1;
     this.isSubscribed = false;
-    for (const reject of [...this.#pending]) reject(new Error('connection lost'));
+    for (const reject of this.#pending) reject(new Error('connection lost'));
     if (this.isDead) return;
     this.onLost(new Error('connection lost'));
     this.connect();
@@ -310,7 +310,7 @@ export class SimulatedSocket {
     this.instance = instance;
     this.data = new Connection(client);
     instance.open.add(this);
-    instance.handlers.open?.(this as never);
+    void instance.handlers.open?.(this as never);
   }
 
   send(frame: Frame): void {
