@@ -50,3 +50,14 @@ test('every metric in an alert exists', async () => {
     expect(names).toContain(used.replace(/_(bucket|sum|count)$/, ''));
   }
 });
+
+test('what CONTRIBUTING.md names is where it says', async () => {
+  const text = await Bun.file(join(root, 'CONTRIBUTING.md')).text();
+  const line = text.split('## The life of a frame')[1]?.split('\nBeside that line')[0] ?? '';
+  const sources: string[] = [];
+  for (const [, name = ''] of line.matchAll(/`([\w#./-]+)`/g)) {
+    if (name.endsWith('.ts')) sources.push(await Bun.file(join(root, name)).text());
+    else if (name !== '/ws') expect(sources.join(), name).toMatch(new RegExp(`${name}\\b`));
+  }
+  expect(sources.length).toBeGreaterThan(7);
+});
