@@ -668,17 +668,15 @@ export class Cluster {
     this.#waitingBytes += text.length;
     this.#bus
       .publish(this.#channel(peer.id), text)
-      .then(
-        (heard) => {
-          if (heard > 0 || this.#peers.get(peer.id) !== peer) return;
-          this.#lose(peer, 'peer_disconnected');
-          this.#tellOver(peer.id);
-        },
-        (error: unknown) => this.#down(error),
-      )
       .finally(() => {
         this.#waitingBytes -= text.length;
-      });
+      })
+      .then((heard) => {
+        if (heard > 0 || this.#peers.get(peer.id) !== peer) return;
+        this.#lose(peer, 'peer_disconnected');
+        this.#tellOver(peer.id);
+      })
+      .catch((error: unknown) => this.#down(error));
   }
 
   /** Where an instance is there after all, it must not take for alive what is over here. */
@@ -694,7 +692,13 @@ export class Cluster {
       this.#echoed = Number(text);
       return this.#recoverWhenWell();
     }
-    if (this.#isUp) this.#heard(JSON.parse(text) as Envelope);
+    if (!this.#isUp) return;
+    try {
+      this.#heard(JSON.parse(text) as Envelope);
+    } catch {
+      // What it says is for nobody's log. On its own, this instance is at least in a known state.
+      this.#down(new Error('a message of another instance could not be understood'));
+    }
   }
 
   #heard([from, stream, seq, items]: Envelope): void {

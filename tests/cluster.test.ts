@@ -594,3 +594,14 @@ test.skipIf(!redisServer)(
   },
   120_000,
 );
+
+test.skipIf(!redisServer)('what no instance would say harms nobody', async () => {
+  const redis = await startRedis();
+  const relays = (await startInstances(redis, 2)) as Two;
+  const [channel = ''] = (await redis.command('PUBSUB', 'CHANNELS')).split('\n');
+  for (const text of ['{', 'null', '["x",1,0,[["owner",1,["init"]]]]', '["x",1,0,7]']) {
+    await redis.command('PUBLISH', channel, text);
+    await untilReach(relays, true);
+  }
+  await pairAcross(relays[0], relays[1]);
+});

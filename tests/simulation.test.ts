@@ -302,6 +302,8 @@ class Story {
       case 3:
         this.#isForgetful = true;
         return simulation.wipe();
+      case 4:
+        simulation.network.vanishing += 1 + world.below(3);
     }
   }
 
@@ -329,7 +331,10 @@ class Story {
       }
     }
     if (this.problem) return;
+    simulation.network.vanishing = 0;
     await world.play(15_000);
+    // A message that nobody missed yet would be missed by the two that meet at the end.
+    if (this.hasFaults) for (const instance of simulation.instances) instance.cutOff();
     for (const actor of actors) actor.close();
     await world.play(5000);
     for (const { id, cluster, sockets, log } of simulation.instances) {

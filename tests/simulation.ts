@@ -183,6 +183,8 @@ class Network {
   readonly redis = new ModelRedis('amesh:');
   readonly buses = new Map<string, SimulatedBus>();
   stalledUntil = 0;
+  /** Messages between instances that are to vanish without a word. */
+  vanishing = 0;
 
   constructor(world: World) {
     this.world = world;
@@ -198,7 +200,8 @@ class Network {
   publish(channel: string, text: string): number {
     const bus = this.buses.get(channel);
     if (!bus?.isSubscribed) return 0;
-    bus.deliver(text);
+    if (this.vanishing > 0 && text.startsWith('[')) this.vanishing -= 1;
+    else bus.deliver(text);
     return 1;
   }
 }
