@@ -704,7 +704,8 @@ export class Cluster {
   #heard([from, stream, seq, items]: Envelope): void {
     let peer = this.#peer(from);
     const isNew = peer.itsStream !== undefined && peer.itsStream !== stream;
-    const isGap = peer.itsStream === stream && peer.expected !== seq;
+    // The first of a stream may be lost like any other.
+    const isGap = seq !== (peer.itsStream === stream ? peer.expected : 0);
     if (isGap) {
       this.#lose(peer, 'relay_unavailable');
       this.#tellOver(from);

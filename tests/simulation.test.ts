@@ -382,7 +382,8 @@ class Story {
 
 test('whatever fails, no frame is in the wrong place and nothing is used twice', async () => {
   const only = process.env.SEED;
-  const first = Number(only ?? Math.floor(Math.random() * 2 ** 30));
+  // The same ones every time; SEEDS=4000, or a SEED of one's own, looks further.
+  const first = Number(only ?? 1);
   const seeds = only === undefined ? Number(process.env.SEEDS ?? 300) : 1;
   let pairings = 0;
   for (let seed = first; seed < first + seeds; seed += 1) {

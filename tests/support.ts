@@ -1,7 +1,8 @@
 /** What the tests stand on: a relay on a free port with a clock of its own, and clients that miss no frame. */
-import { afterEach } from 'bun:test';
+import { afterAll, afterEach } from 'bun:test';
 import { readOptions, type RelayOptions } from '../src/config.ts';
 import type { Log } from '../src/log.ts';
+import { errorCodes, rejectReasons } from '../src/codes.ts';
 import { RelayServer } from '../src/server.ts';
 
 export type Frame = Record<string, unknown>;
@@ -12,6 +13,18 @@ const DEADLINE_MS = 5000;
 const cleanUps: (() => unknown)[] = [];
 afterEach(async () => {
   for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
+});
+
+/** Every code that a relay has answered with, in any test of this run. */
+const provoked = new Set<string>();
+
+// `bun run check` runs every test, and asks that every code was provoked by one.
+afterAll(() => {
+  if (!process.env.EVERY_CODE) return;
+  const codes = [...Object.keys(errorCodes), ...Object.keys(rejectReasons)];
+  const missing = codes.filter((code) => !provoked.has(code));
+  console.log(`codes provoked: ${codes.length - missing.length} of ${codes.length}`);
+  if (missing.length > 0) throw new Error(`no test provokes ${missing.join(', ')}`);
 });
 
 /** Runs after the present test, last come first. */
@@ -190,7 +203,10 @@ export class Client {
   constructor(ws: WebSocket) {
     this.ws = ws;
     ws.addEventListener('message', (event) => {
-      this.#frames.push(String(event.data));
+      const frame = String(event.data);
+      const code = /"(?:code|error)":"(\w+)"/.exec(frame)?.[1];
+      if (code) provoked.add(code);
+      this.#frames.push(frame);
       this.#wake();
     });
     this.closed = new Promise((resolve) => {
