@@ -80,10 +80,20 @@ const HEALTH = '/health';
 const port = settings.port.default;
 const drainSeconds = settings.drainMs.default / 1000;
 
+/** The file with what it says to switch on for a Redis. */
+const readWithRedis = async <T>(file: string): Promise<T> =>
+  Bun.YAML.parse(
+    (await read(file))
+      .replace(/^  egress: \[\]\n/m, '')
+      .replaceAll(/^( *)# ((?:- name: REDIS_URL|run\.googleapis\.com|egress:| {2,}).*)$/gm, '$1$2'),
+  ) as T;
+
 const kubernetes = await readYaml<Manifest[]>('deploy/kubernetes.yaml');
+const kubernetesWithRedis = await readWithRedis<Manifest[]>('deploy/kubernetes.yaml');
 const deployment = kubernetes.find(({ kind }) => kind === 'Deployment') as Deployment;
 const pod = deployment.spec.template.spec;
 const cloudRun = await readYaml<CloudRun>('deploy/cloudrun.yaml');
+const cloudRunWithRedis = await readWithRedis<CloudRun>('deploy/cloudrun.yaml');
 const cloudRunContainer = cloudRun.spec.template.spec.containers[0];
 const compose = await readYaml<ComposeFile>('docker-compose.yml');
 const { relay: alone, ...cluster } = compose.services;
@@ -168,6 +178,15 @@ test('no file starts a second instance without Redis', () => {
   for (const { profiles } of Object.values(cluster)) expect(profiles).toEqual(['cluster']);
 });
 
+test('what is to be switched on for a Redis is there', () => {
+  const containers = kubernetesWithRedis
+    .filter(({ kind }) => kind === 'Deployment')
+    .map((manifest) => (manifest as Deployment).spec.template.spec.containers[0]);
+  for (const { env } of [...containers, cloudRunWithRedis.spec.template.spec.containers[0]]) {
+    expect(env.map(({ name }) => name)).toContain('REDIS_URL');
+  }
+});
+
 describe('ports and paths', () => {
   test('Docker and Compose', () => {
     expect(/^EXPOSE (\d+)$/m.exec(dockerfile)?.[1]).toBe(String(port));
@@ -236,21 +255,23 @@ describe('schemas', () => {
     expect(ajv.errors).toBeNull();
   });
 
-  test.each(kubernetes.map((manifest) => [manifest.kind, manifest] as const))(
-    'Kubernetes: %s',
-    async (kind, manifest) => {
-      const models = (await import(`kubernetes-models/${manifest.apiVersion}/${kind}`)) as Record<
-        string,
-        new (data: Manifest) => { validate(): void }
-      >;
-      const model = new (models[kind] as (typeof models)[string])(manifest);
-      expect(() => model.validate()).not.toThrow();
-    },
-  );
+  test.each([
+    ...kubernetes.map((manifest) => [manifest.kind, '', manifest] as const),
+    ...kubernetesWithRedis.map((manifest) => [manifest.kind, 'with Redis', manifest] as const),
+  ])('Kubernetes: %s %s', async (kind, _, manifest) => {
+    const models = (await import(`kubernetes-models/${manifest.apiVersion}/${kind}`)) as Record<
+      string,
+      new (data: Manifest) => { validate(): void }
+    >;
+    const model = new (models[kind] as (typeof models)[string])(manifest);
+    expect(() => model.validate()).not.toThrow();
+  });
 
   test('Cloud Run, by the schema of Knative', async () => {
     const { Service } = await import('@kubernetes-models/knative/serving.knative.dev/v1/Service');
-    expect(() => new Service(cloudRun as never).validate()).not.toThrow();
+    for (const service of [cloudRun, cloudRunWithRedis]) {
+      expect(() => new Service(service as never).validate()).not.toThrow();
+    }
   });
 
   // Those schemas let an unknown field pass; a literal of the schema's own type doesn't.
@@ -265,7 +286,12 @@ describe('schemas', () => {
     const folder = await mkdtemp(join(tmpdir(), 'amesh-relay-manifests-'));
     try {
       await symlink(join(root, 'node_modules'), join(folder, 'node_modules'));
-      await Bun.write(join(folder, 'all.ts'), [...kubernetes, cloudRun].map(literal).join('\n'));
+      await Bun.write(
+        join(folder, 'all.ts'),
+        [...kubernetes, cloudRun, ...kubernetesWithRedis, cloudRunWithRedis]
+          .map(literal)
+          .join('\n'),
+      );
       const flags = ['--noEmit', '--strict', '--skipLibCheck', '--module', 'preserve'];
       const tsc = Bun.spawn(['node_modules/.bin/tsc', ...flags, 'all.ts'], {
         cwd: folder,
