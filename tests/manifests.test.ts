@@ -51,15 +51,20 @@ interface CloudRun extends Manifest {
     };
   };
 }
+interface ComposeService {
+  environment: Record<string, string>;
+  ports: string[];
+  stop_grace_period: string;
+  mem_limit: string;
+  build: { dockerfile: string };
+  image: string;
+  profiles?: string[];
+  networks: string[];
+  command: string[];
+}
 interface ComposeFile {
-  services: {
-    relay: {
-      environment: Record<string, string>;
-      ports: string[];
-      stop_grace_period: string;
-      build: { dockerfile: string };
-    };
-  };
+  services: Record<'relay' | 'relay-1' | 'relay-2' | 'redis' | 'proxy', ComposeService>;
+  networks: Record<string, { internal: boolean }>;
 }
 interface FlyFile {
   env: Record<string, string>;
@@ -75,12 +80,24 @@ const HEALTH = '/health';
 const port = settings.port.default;
 const drainSeconds = settings.drainMs.default / 1000;
 
+/** The file with what it says to switch on for a Redis. */
+const readWithRedis = async <T>(file: string): Promise<T> =>
+  Bun.YAML.parse(
+    (await read(file))
+      .replace(/^  egress: \[\]\n/m, '')
+      .replaceAll(/^( *)# ((?:- name: REDIS_URL|run\.googleapis\.com|egress:| {2,}).*)$/gm, '$1$2'),
+  ) as T;
+
 const kubernetes = await readYaml<Manifest[]>('deploy/kubernetes.yaml');
+const kubernetesWithRedis = await readWithRedis<Manifest[]>('deploy/kubernetes.yaml');
 const deployment = kubernetes.find(({ kind }) => kind === 'Deployment') as Deployment;
 const pod = deployment.spec.template.spec;
 const cloudRun = await readYaml<CloudRun>('deploy/cloudrun.yaml');
+const cloudRunWithRedis = await readWithRedis<CloudRun>('deploy/cloudrun.yaml');
 const cloudRunContainer = cloudRun.spec.template.spec.containers[0];
 const compose = await readYaml<ComposeFile>('docker-compose.yml');
+const { relay: alone, ...cluster } = compose.services;
+const two = [cluster['relay-1'], cluster['relay-2']];
 const fly = Bun.TOML.parse(await read('fly.toml')) as unknown as FlyFile;
 const unit = await read('deploy/amesh-relay.service');
 const dockerfile = await read('Dockerfile.relay');
@@ -90,7 +107,7 @@ const asRecord = (env: Container['env']): Record<string, string> =>
 
 /** The environment that each file gives the relay. */
 const environments: Record<string, Record<string, string>> = {
-  'docker-compose.yml': compose.services.relay.environment,
+  'docker-compose.yml': alone.environment,
   'fly.toml': fly.env,
   'deploy/cloudrun.yaml': asRecord(cloudRunContainer.env),
   'deploy/kubernetes.yaml': asRecord(pod.containers[0].env),
@@ -107,12 +124,22 @@ describe('settings', () => {
     expect(() => readEnvironment(environment)).not.toThrow();
   });
 
+  test('docker-compose.yml, both relays of the cluster', () => {
+    for (const { environment } of two) {
+      expect(Object.keys(environment).filter((name) => !names.has(name))).toEqual([]);
+      const { redisUrl, trustProxy } = readEnvironment(environment);
+      expect(redisUrl?.host).toBe('redis');
+      expect(trustProxy).toEqual({ by: 'hops', hops: 1 });
+    }
+  });
+
   test.each([
     ...Object.keys(environments),
     'Dockerfile.relay',
     'cloudbuild.yaml',
     'deploy/nginx.conf',
     'deploy/Caddyfile',
+    'deploy/cluster.Caddyfile',
     'docs/self-hosting.md',
   ])('%s names no setting that does not exist, in words neither', async (file) => {
     const named = (await read(file)).match(
@@ -135,23 +162,49 @@ test('every platform waits longer than a drain lasts', () => {
   expect(pod.terminationGracePeriodSeconds).toBeGreaterThan(drainSeconds + preStop.sleep.seconds);
   expect(fly.kill_timeout).toBeGreaterThan(drainSeconds);
   expect(fly.kill_signal).toBe('SIGTERM');
-  expect(parseInt(compose.services.relay.stop_grace_period, 10)).toBeGreaterThan(drainSeconds);
+  for (const { stop_grace_period } of [alone, ...two]) {
+    expect(parseInt(stop_grace_period, 10)).toBeGreaterThan(drainSeconds);
+  }
   expect(Number(/^TimeoutStopSec=(\d+)$/m.exec(unit)?.[1])).toBeGreaterThan(drainSeconds);
   // Cloud Run gives ten seconds, and nothing changes that.
   expect(Number(asRecord(cloudRunContainer.env)['AMESH_DRAIN_SECONDS'])).toBeLessThan(10);
 });
 
-test('no file starts a second instance', () => {
+test('no file starts a second instance without Redis', () => {
   const { annotations } = cloudRun.spec.template.metadata;
   expect(annotations['autoscaling.knative.dev/maxScale']).toBe('1');
   expect(deployment.spec.replicas).toBe(1);
+  expect(alone.profiles).toBeUndefined();
+  for (const { profiles } of Object.values(cluster)) expect(profiles).toEqual(['cluster']);
+});
+
+test('what is to be switched on for a Redis is there', () => {
+  const containers = kubernetesWithRedis
+    .filter(({ kind }) => kind === 'Deployment')
+    .map((manifest) => (manifest as Deployment).spec.template.spec.containers[0]);
+  for (const { env } of [...containers, cloudRunWithRedis.spec.template.spec.containers[0]]) {
+    expect(env.map(({ name }) => name)).toContain('REDIS_URL');
+  }
 });
 
 describe('ports and paths', () => {
   test('Docker and Compose', () => {
     expect(/^EXPOSE (\d+)$/m.exec(dockerfile)?.[1]).toBe(String(port));
-    expect(compose.services.relay.ports).toEqual([`${port}:${port}`]);
-    expect(compose.services.relay.build.dockerfile).toBe('Dockerfile.relay');
+    expect(alone.ports).toEqual([`${port}:${port}`]);
+    for (const { build } of [alone, ...two]) expect(build.dockerfile).toBe('Dockerfile.relay');
+  });
+
+  test('Compose, the cluster: only the proxy can be reached, and Redis by the relays alone', async () => {
+    const { redis, proxy } = cluster;
+    const caddyfile = await read('deploy/cluster.Caddyfile');
+    expect(caddyfile).toContain(`reverse_proxy relay-1:${port} relay-2:${port} {`);
+    expect(caddyfile).toContain(`health_uri ${HEALTH}\n`);
+    expect(proxy.ports).toEqual([`3002:${/^:(\d+) \{$/m.exec(caddyfile)?.[1]}`]);
+    for (const { ports } of [redis, ...two]) expect(ports).toBeUndefined();
+    expect(redis.networks).toEqual(['redis']);
+    expect(compose.networks).toEqual({ redis: { internal: true } });
+    expect(redis.command.join(' ')).toContain('--maxmemory-policy noeviction');
+    for (const { image } of [redis, proxy]) expect(image).toMatch(/:\d+\.\d+-alpine$/);
   });
 
   test('Fly', () => {
@@ -202,21 +255,23 @@ describe('schemas', () => {
     expect(ajv.errors).toBeNull();
   });
 
-  test.each(kubernetes.map((manifest) => [manifest.kind, manifest] as const))(
-    'Kubernetes: %s',
-    async (kind, manifest) => {
-      const models = (await import(`kubernetes-models/${manifest.apiVersion}/${kind}`)) as Record<
-        string,
-        new (data: Manifest) => { validate(): void }
-      >;
-      const model = new (models[kind] as (typeof models)[string])(manifest);
-      expect(() => model.validate()).not.toThrow();
-    },
-  );
+  test.each([
+    ...kubernetes.map((manifest) => [manifest.kind, '', manifest] as const),
+    ...kubernetesWithRedis.map((manifest) => [manifest.kind, 'with Redis', manifest] as const),
+  ])('Kubernetes: %s %s', async (kind, _, manifest) => {
+    const models = (await import(`kubernetes-models/${manifest.apiVersion}/${kind}`)) as Record<
+      string,
+      new (data: Manifest) => { validate(): void }
+    >;
+    const model = new (models[kind] as (typeof models)[string])(manifest);
+    expect(() => model.validate()).not.toThrow();
+  });
 
   test('Cloud Run, by the schema of Knative', async () => {
     const { Service } = await import('@kubernetes-models/knative/serving.knative.dev/v1/Service');
-    expect(() => new Service(cloudRun as never).validate()).not.toThrow();
+    for (const service of [cloudRun, cloudRunWithRedis]) {
+      expect(() => new Service(service as never).validate()).not.toThrow();
+    }
   });
 
   // Those schemas let an unknown field pass; a literal of the schema's own type doesn't.
@@ -231,7 +286,12 @@ describe('schemas', () => {
     const folder = await mkdtemp(join(tmpdir(), 'amesh-relay-manifests-'));
     try {
       await symlink(join(root, 'node_modules'), join(folder, 'node_modules'));
-      await Bun.write(join(folder, 'all.ts'), [...kubernetes, cloudRun].map(literal).join('\n'));
+      await Bun.write(
+        join(folder, 'all.ts'),
+        [...kubernetes, cloudRun, ...kubernetesWithRedis, cloudRunWithRedis]
+          .map(literal)
+          .join('\n'),
+      );
       const flags = ['--noEmit', '--strict', '--skipLibCheck', '--module', 'preserve'];
       const tsc = Bun.spawn(['node_modules/.bin/tsc', ...flags, 'all.ts'], {
         cwd: folder,
@@ -276,6 +336,19 @@ describe('hardening', () => {
       capabilities: { drop: ['ALL'] },
     });
     expect([pod.volumes, pod.hostNetwork]).toEqual([undefined, undefined]);
+  });
+
+  test('Compose: all alike', () => {
+    for (const service of Object.values(compose.services)) {
+      expect(service).toMatchObject({
+        read_only: true,
+        cap_drop: ['ALL'],
+        security_opt: ['no-new-privileges:true'],
+        pids_limit: 128,
+        restart: 'unless-stopped',
+      });
+      expect(service.mem_limit).toMatch(/^\d+m$/);
+    }
   });
 
   test('the image: not root, of the package’s version, and nothing but the bundle', () => {

@@ -6,6 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { generate } from 'selfsigned';
 import { createRelayServer } from '../src/index.ts';
+import { redisServer, startInstances, startRedis } from './redis.ts';
+import type { TestRelay } from './support.ts';
 
 const root = join(import.meta.dir, '..');
 const read = (file: string): Promise<string> => Bun.file(join(root, file)).text();
@@ -32,10 +34,15 @@ async function freePort(): Promise<number> {
   return port;
 }
 
+interface Proxy {
+  command: string[];
+  scheme: 'ws' | 'wss';
+}
+
 /** A relay, and a proxy before it. @returns The WebSocket URL at the proxy. */
 async function behind(
   trustProxy: string,
-  start: (relay: number, port: number) => Promise<{ command: string[]; scheme: 'ws' | 'wss' }>,
+  start: (relay: number, port: number) => Promise<Proxy>,
 ): Promise<string> {
   const relay = await createRelayServer({
     port: 0,
@@ -45,10 +52,15 @@ async function behind(
   });
   const { port: relayPort } = await relay.start();
   cleanUps.push(() => relay.stop());
+  return startProxy((port) => start(relayPort, port));
+}
+
+/** @returns The WebSocket URL at a proxy, as soon as what is behind it is well. */
+async function startProxy(start: (port: number) => Promise<Proxy>): Promise<string> {
   // A port that was free a moment ago may be another program's now: then once more with another.
   for (let attempt = 1; ; attempt += 1) {
     const port = await freePort();
-    const { command, scheme } = await start(relayPort, port);
+    const { command, scheme } = await start(port);
     const proxy = Bun.spawn(command, {
       stdout: 'ignore',
       stderr: 'pipe',
@@ -214,6 +226,74 @@ describe.skipIf(!caddy)('Caddy', () => {
     },
   );
 });
+
+interface ComposeFile {
+  services: Record<'relay-1', { environment: Record<'AMESH_TRUST_PROXY', string> }> &
+    Record<'redis', { command: string[] }>;
+}
+
+/** What docker-compose.yml's profile "cluster" starts, on this machine's network. */
+async function cluster(): Promise<{ url: string; relays: [TestRelay, TestRelay] }> {
+  const { services } = Bun.YAML.parse(await read('docker-compose.yml')) as ComposeFile;
+  const relays = (await startInstances(await startRedis(services.redis.command.slice(1)), 2, {
+    trustProxy: services['relay-1'].environment.AMESH_TRUST_PROXY,
+  })) as [TestRelay, TestRelay];
+  const url = await startProxy(async (port) => {
+    const shipped = (await read('deploy/cluster.Caddyfile'))
+      .replace(/^:3002/m, `http://127.0.0.1:${port}`)
+      .replace('relay-1:3001', `127.0.0.1:${relays[0].port}`)
+      .replace('relay-2:3001', `127.0.0.1:${relays[1].port}`);
+    const file = join(folder, `cluster-${port}`);
+    await Bun.write(file, shipped);
+    const command = [caddy as string, 'run', '--adapter', 'caddyfile', '--config', file];
+    return { command, scheme: 'ws' };
+  });
+  return { url, relays };
+}
+
+describe.skipIf(!caddy || !redisServer)('two relays behind Caddy, by turns', () => {
+  test('all is well by amesh-relay check', async () => {
+    const { url, relays } = await cluster();
+    const check = Bun.spawn([process.execPath, join(root, 'bin/amesh-relay.js'), 'check', url], {
+      stdout: 'pipe',
+    });
+    expect(await check.stdout.text()).toContain('All well: a device gets through from here.');
+    expect(await check.exited).toBe(0);
+    const accepted = relays.map(({ sockets }) => sockets.stats.connectionsAccepted);
+    expect(Math.min(...accepted)).toBeGreaterThan(0);
+  });
+
+  test('passes pairings, and a forged address evades no limit', async () => {
+    const { url } = await cluster();
+    await pair(url);
+    expect(await lie(url, 'X-Forwarded-For')).toEqual(FIVE_FAILURES);
+  });
+
+  test('one that drains is passed over, and one that is gone', async () => {
+    const { url, relays } = await cluster();
+    for (const relay of relays) {
+      relay.sockets.draining = true;
+      await untilPassedOver(url, relay);
+      await pair(url);
+      await pair(url);
+      relay.sockets.draining = false;
+    }
+    await relays[0].server.stop();
+    await pair(url);
+    await pair(url);
+  });
+});
+
+/** Until the proxy hands no request to this relay any more: it would answer 503. */
+async function untilPassedOver(url: string, relay: TestRelay): Promise<void> {
+  const health = url.replace('ws:', 'http:').replace('/ws', '/health');
+  for (let well = 0; well < 4;) {
+    const { ok } = await fetch(health);
+    well = ok ? well + 1 : 0;
+    await Bun.sleep(20);
+  }
+  expect(relay.sockets.draining).toBe(true);
+}
 
 describe('no proxy', () => {
   test('unset: a forged address evades no limit', async () => {
