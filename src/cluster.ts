@@ -326,6 +326,7 @@ export class Cluster {
       return sockets.refuse(target, 'already_in_session');
     }
     if (sockets.draining) return sockets.refuse(target, 'relay_draining');
+    if (sockets.hasWithdrawnTooOften(target)) return sockets.refuse(target, 'rate_limited');
     const { sessionTtlMs, maxFailedCodes, maxFailedPerCode } = this.#config;
     const claim = this.#newClaim();
     const answer = await this.#ask(

@@ -194,6 +194,15 @@ export const settings = {
     'Failed code attempts per client in any 60 s.',
   ),
 
+  /** `listen`s that a client has taken back before a controller came, in any 60 s, until it may not listen. Default 60. */
+  maxWithdrawnListens: integer(
+    'AMESH_MAX_WITHDRAWN_LISTENS',
+    60,
+    1,
+    10_000,
+    '`listen` taken back before a controller came, per client in any 60 s.',
+  ),
+
   /** Failed attempts on one code, from all clients, in any 60 s, until it is burned. Default 5. */
   maxFailedPerCode: integer(
     'AMESH_MAX_FAILED_PER_CODE',

@@ -92,6 +92,7 @@ export class Sockets {
   readonly #perClient = new Tally();
   readonly #failedCodes: Attempts;
   readonly #failedPerCode: Attempts;
+  readonly #withdrawnListens: Attempts;
   readonly #watchAttempts: Attempts;
   readonly #refusedInits: Attempts;
 
@@ -104,6 +105,7 @@ export class Sockets {
     this.bootstrap = new Bootstrap(this.burnt, WATCH_TTL_MS, MAX_WATCHES_PER_SOCKET);
     this.#failedCodes = new Attempts(config.maxFailedCodes);
     this.#failedPerCode = new Attempts(config.maxFailedPerCode);
+    this.#withdrawnListens = new Attempts(config.maxWithdrawnListens);
     this.#watchAttempts = new Attempts(config.maxWatches);
     this.#refusedInits = new Attempts(config.maxRefusedInits);
   }
@@ -128,6 +130,7 @@ export class Sockets {
       burnt: this.burnt.size,
       failedCodes: this.#failedCodes.size,
       failedPerCode: this.#failedPerCode.size,
+      withdrawnListens: this.#withdrawnListens.size,
       watchAttempts: this.#watchAttempts.size,
       refusedInits: this.#refusedInits.size,
       ...this.cluster?.books,
@@ -191,6 +194,7 @@ export class Sockets {
     }
     this.#failedCodes.sweep(now);
     this.#failedPerCode.sweep(now);
+    this.#withdrawnListens.sweep(now);
     this.#watchAttempts.sweep(now);
     this.#refusedInits.sweep(now);
     this.burnt.sweep(now);
@@ -307,13 +311,20 @@ export class Sockets {
     if (target.session) return this.refuse(target, 'already_in_session');
     if (this.draining) return this.refuse(target, 'relay_draining');
     const now = this.#now();
-    if (this.#failedCodes.isSpent(target.client, now)) return this.refuse(target, 'rate_limited');
+    if (this.#failedCodes.isSpent(target.client, now) || this.hasWithdrawnTooOften(target)) {
+      return this.refuse(target, 'rate_limited');
+    }
     this.evictStaleSession(otc, now);
     const session = this.#failedPerCode.isSpent(otc, now)
       ? 'otc_in_use'
       : this.open(target, otc, now);
     if (session === 'otc_in_use') return this.#failCode(target, otc, session, now);
     if (typeof session === 'string') this.refuse(target, session);
+  }
+
+  /** Whether a client has taken too many codes and given them back. */
+  hasWithdrawnTooOften({ client }: Connection): boolean {
+    return this.#withdrawnListens.isSpent(client, this.#now());
   }
 
   /** Opens a session and says so. @returns It, or why not; then nothing was said. */
@@ -391,6 +402,8 @@ export class Sockets {
 
   /** One side is through. The other hears it behind all that was sent before, and the session is forgotten. */
   leave(leaver: Connection, session: Session<Connection>, farewell: string): void {
+    // To take a code and give it back tells that nobody else has it: a way to try codes that never fails.
+    if (!session.controller) this.#withdrawnListens.add(leaver.client, this.#now());
     const isHeard = !session.controller || leaver.ws.publishText(session.otc, farewell) !== 0;
     this.end(session);
     if (!isHeard) this.closePair(session, 'slow_consumer');
