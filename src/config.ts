@@ -194,10 +194,10 @@ export const settings = {
     'Failed code attempts per client in any 60 s.',
   ),
 
-  /** `listen`s that a client has taken back before a controller came, in any 60 s, until it may not listen. Default 60. */
+  /** `listen`s that a client has taken back before a controller came, in any 60 s, until it may not listen. Default 3,000. */
   maxWithdrawnListens: integer(
     'AMESH_MAX_WITHDRAWN_LISTENS',
-    60,
+    3000,
     1,
     10_000,
     '`listen` taken back before a controller came, per client in any 60 s.',

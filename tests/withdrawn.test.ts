@@ -7,8 +7,8 @@ const connect = (otc: string) => ({ type: 'connect', otc });
 const open = { type: 'ack', message: 'session_open' };
 
 describe('a listen that is taken back', () => {
-  test('sixty in any 60 s, by done or by leaving; pairings, expiry and connect are not touched', async () => {
-    const relay = await startRelay({ idleMs: 3_600_000 });
+  test('as many as it is set to in any 60 s, by done or by leaving; pairings, expiry and connect are not touched', async () => {
+    const relay = await startRelay({ idleMs: 3_600_000, maxWithdrawnListens: 60 });
     for (let i = 0; i < 100; i += 1) (await relay.pair()).target.send({ type: 'done' });
     const expiring = await relay.connect();
     expiring.send(listen('000000'));
