@@ -199,7 +199,7 @@ export const settings = {
     'AMESH_MAX_WITHDRAWN_LISTENS',
     3000,
     1,
-    10_000,
+    1_000_000,
     '`listen` taken back before a controller came, per client in any 60 s.',
   ),
 
