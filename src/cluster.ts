@@ -28,6 +28,8 @@ export const BEAT_MS = 500;
 export const DEAD_AFTER_MS = 3000;
 /** Beats that another instance has for an answer. */
 const ANSWER_BEATS = 4;
+/** Beats of which nothing is heard, after which the connections are made anew. */
+const SILENT_BEATS = 3;
 /** Bytes that may wait in this process, for Redis and behind questions to it, from all sockets together. */
 const MAX_WAITING_BYTES = 64 * 1024 * 1024;
 /** What a waiting frame costs beside its bytes. */
@@ -326,6 +328,7 @@ export class Cluster {
       return sockets.refuse(target, 'already_in_session');
     }
     if (sockets.draining) return sockets.refuse(target, 'relay_draining');
+    if (!this.#isUp) return sockets.refuse(target, 'relay_unavailable');
     if (sockets.hasWithdrawnTooOften(target)) return sockets.refuse(target, 'rate_limited');
     const { sessionTtlMs, maxFailedCodes, maxFailedPerCode } = this.#config;
     const claim = this.#newClaim();
@@ -395,6 +398,7 @@ export class Cluster {
   async #watch(watcher: Connection, jti: string): Promise<void> {
     const sockets = this.#sockets;
     if (sockets.draining) return sockets.refuse(watcher, 'relay_draining');
+    if (!this.#isUp) return sockets.refuse(watcher, 'relay_unavailable');
     const claim = this.#newClaim();
     let own = '';
     for (const watch of watcher.watches ?? []) {
@@ -841,7 +845,9 @@ export class Cluster {
   }
 
   async #beatOnce(): Promise<void> {
-    if (this.#isUp && this.#beats - this.#echoed > 2) {
+    // A connection may have died without a word of it; TCP itself would wait a quarter of an hour.
+    const silent = this.#beats - Math.min(this.#answered, this.#echoed);
+    if (silent > 0 && silent % SILENT_BEATS === 0) {
       this.#down(new Error('nothing arrives on its channel'));
       this.#bus.reconnect();
     }

@@ -1,6 +1,6 @@
 /** Many instances as one relay, over a real redis-server. */
 import { describe, expect, test } from 'bun:test';
-import { connect as dial, type Socket } from 'node:net';
+import { connect as dial, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import {
   freePort,
@@ -46,8 +46,12 @@ async function pairAcross(
 }
 
 /** Tries until it is answered as hoped: for what comes true within seconds. */
-async function eventually(attempt: () => Promise<string>, hoped: string): Promise<void> {
-  const deadline = performance.now() + 5000;
+async function eventually(
+  attempt: () => Promise<string>,
+  hoped: string,
+  withinMs = 5000,
+): Promise<void> {
+  const deadline = performance.now() + withinMs;
   for (;;) {
     const answer = await attempt();
     if (answer.includes(hoped)) return;
@@ -429,6 +433,49 @@ describe.skipIf(!redisServer)('Redis fails', () => {
     await Promise.all([controller, second.target, second.controller].map((c) => c.expectNothing()));
     for (const relay of relays)
       expect(relay.sockets.books).toMatchObject({ orphans: 0, waitingBytes: 0 });
+  }, 20_000);
+
+  test('the network swallows everything and closes nothing: connections are made anew', async () => {
+    const redis = await startRedis();
+    const tunnels = new Set<{ isDead: boolean }>();
+    const tunnel = createServer((near) => {
+      const state = { isDead: false };
+      tunnels.add(state);
+      const far = dial(redis.port, '127.0.0.1');
+      for (const [from, to] of [
+        [near, far],
+        [far, near],
+      ] as const) {
+        from.on('data', (bytes) => void (state.isDead || to.write(bytes)));
+        from.on('error', () => {});
+        from.on('close', () => void (state.isDead || to.destroy()));
+      }
+    });
+    await new Promise<void>((resolve) => tunnel.listen(0, '127.0.0.1', resolve));
+    afterThisTest(() => void tunnel.close());
+    const { port } = tunnel.address() as { port: number };
+    const relays = (await startInstances(redis, 2, {
+      redisUrl: `redis://127.0.0.1:${port}`,
+    })) as Two;
+    await pairAcross(relays[0], relays[1]);
+    for (const state of tunnels) state.isDead = true;
+    await untilReach(relays, false);
+    await eventually(async () => `${relays.every((r) => r.sockets.cluster?.isUp)}`, 'true', 15_000);
+    await pairAcross(relays[0], relays[1], '222222');
+  }, 30_000);
+
+  test('what is refused while it is gone leaves nothing behind', async () => {
+    const redis = await startRedis();
+    const [relay] = (await startInstances(redis, 1)) as [TestRelay];
+    await redis.kill();
+    await untilReach([relay], false);
+    const { orphans } = relay.sockets.books;
+    const client = await relay.connect();
+    for (let i = 0; i < 20; i += 1) {
+      await client.refused(listen(), 'relay_unavailable');
+      await client.refused(watch('bt_1'), 'relay_unavailable');
+    }
+    expect(relay.sockets.books.orphans).toBe(orphans as number);
   }, 20_000);
 
   test('full: refused rather than risked, until there is room', async () => {
