@@ -266,8 +266,11 @@ export class Sockets {
     if (isCanonicalData(text)) return this.#forward(connection, text, bytes);
     const message = parse(text);
     if ('malformed' in message) return this.#malformed(connection, message);
-    if (message.type === 'data')
+    if (message.type === 'data') {
+      // An owner elsewhere charges the frame as it came, too.
+      if (connection.remote?.session) return connection.remote.session.send(text);
       return this.#forward(connection, frames.data(message.payload), bytes);
+    }
     if (!this.#isWithinFrameRate(connection, bytes)) return;
     if (!this.cluster?.takes(connection, message)) this.#control(connection, message);
   }

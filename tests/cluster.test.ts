@@ -347,6 +347,21 @@ describe.skipIf(!redisServer)('what counts together', () => {
   });
 });
 
+test.skipIf(!redisServer)(
+  'junk around a payload is charged to the session across instances, too',
+  async () => {
+    const redis = await startRedis();
+    const relays = (await startInstances(redis, 2)) as Two;
+    const { target, controller } = await pairAcross(relays[0], relays[1]);
+    const junk = JSON.stringify({ ...data('x'), junk: 'j'.repeat(60_000) });
+    for (let i = 0; i < 90; i += 1) controller.send(junk);
+    await controller.expectError('session_data_limit');
+    await controller.expectClose(4003, 'session_data_limit');
+    expect(await target.closed).toEqual({ code: 4003, reason: 'session_data_limit' });
+  },
+  20_000,
+);
+
 describe.skipIf(!redisServer)('Redis fails', () => {
   test('gone: what is on one instance goes on, the rest ends; back: all works again', async () => {
     const redis = await startRedis();
