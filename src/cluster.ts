@@ -701,8 +701,8 @@ export class Cluster {
     try {
       this.#heard(JSON.parse(text) as Envelope);
     } catch {
-      // What it says is for nobody's log. On its own, this instance is at least in a known state.
-      this.#down(new Error('a message of another instance could not be understood'));
+      // From no instance, or one of another version: it is quoted nowhere, and nobody is worse off.
+      this.#log.warn('a message of another instance could not be understood');
     }
   }
 
