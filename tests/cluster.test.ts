@@ -18,6 +18,7 @@ import {
   until,
   within,
 } from './support.ts';
+import { seeded } from './random.ts';
 
 const listen = (otc = '482916') => ({ type: 'listen', otc });
 const connect = (otc = '482916') => ({ type: 'connect', otc });
@@ -185,7 +186,7 @@ async function deafClient(relay: TestRelay, frame: object): Promise<Socket> {
 describe.skipIf(!redisServer)('races, on three instances', () => {
   test('one listen wins a code, one connect its session; one watch a jti, one init burns it', async () => {
     const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));
-    const random = mulberry32(seed);
+    const random = seeded(seed);
     const relays = await startInstances(await startRedis(), 3, generous);
     try {
       for (let round = 0; round < 200; round += 1) await race(relays, random, round);
@@ -245,17 +246,6 @@ async function race(relays: TestRelay[], random: () => number, round: number): P
   if (acks !== 1 || acks + refusals !== machines.length) throw new Error(answers.join(' '));
   await watcher.expectNothing();
   for (const client of crowd) client.close();
-}
-
-/** A small generator of numbers from 0 to 1, the same for the same seed. */
-function mulberry32(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4_294_967_296;
-  };
 }
 
 describe.skipIf(!redisServer)('what counts together', () => {

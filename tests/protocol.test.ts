@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'bun:test';
 import { clientMessages } from '../src/messages.ts';
 import { decodeBinary, frames, isCanonicalData, parse } from '../src/protocol.ts';
+import { seeded } from './random.ts';
 
 const refusal = (text: string): unknown => {
   const message = parse(text);
@@ -169,20 +170,9 @@ test('binary is UTF-8 or nothing', () => {
   expect(decodeBinary(new Uint8Array([0xed, 0xa0, 0x80]))).toBeUndefined();
 });
 
-/** Mulberry32, so that a failure can be run again. */
-function random(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4_294_967_296;
-  };
-}
-
 test('150,000 random frames: always an answer, and both roads agree', () => {
   const seed = Number(process.env.FUZZ_SEED ?? 20_261_124);
-  const next = random(seed);
+  const next = seeded(seed);
   const pick = <T>(from: readonly T[]): T => from[Math.floor(next() * from.length)] as T;
   const types = [...Object.keys(clientMessages), '__proto__', 'ack', ''];
   const names = [

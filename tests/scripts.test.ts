@@ -4,14 +4,15 @@ import type { Script } from '../src/bus.ts';
 import { RedisBus } from '../src/redis.ts';
 import { RedisUrl } from '../src/redis-url.ts';
 import { redisServer, startRedis } from './redis.ts';
-import { ModelRedis, randomFrom } from './simulation.ts';
+import { seeded } from './random.ts';
+import { ModelRedis } from './simulation.ts';
 import { afterThisTest, within } from './support.ts';
 
 test.skipIf(!redisServer)(
   'Redis and its model answer alike',
   async () => {
     const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 30));
-    const random = randomFrom(seed);
+    const random = seeded(seed);
     const pick = <T>(from: readonly T[]): T => from[Math.floor(random() * from.length)] as T;
     const redis = await startRedis();
     const bus = new RedisBus(RedisUrl.parse(redis.url) as RedisUrl, 'p:', 'p:to:me');

@@ -8,20 +8,10 @@ import { BEAT_MS, Cluster } from '../src/cluster.ts';
 import { type Config, readOptions } from '../src/config.ts';
 import { Connection, Sockets } from '../src/socket.ts';
 import { type Frame, memoryLog } from './support.ts';
+import { seeded } from './random.ts';
 
 const COMMAND_TIMEOUT_MS = 1000;
 const SWEEP_MS = 1000;
-
-/** A small generator of numbers from 0 to 1, the same for the same seed. */
-export function randomFrom(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4_294_967_296;
-  };
-}
 
 /** Time, and what happens at which. */
 class World {
@@ -30,7 +20,7 @@ class World {
   readonly #events: { at: number; happen: () => void }[] = [];
 
   constructor(seed: number) {
-    this.random = randomFrom(seed);
+    this.random = seeded(seed);
   }
 
   below(n: number): number {
