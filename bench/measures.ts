@@ -1,7 +1,7 @@
 /** What is measured. Every measure takes the contestants in turn, round by round, so that a slow minute is shared. */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { endSessions, leaveAll, pairings, pingPong, sessions, waiters } from './load.ts';
 import { type Contestant, contestants, type Name, RunningServer, startServer } from './servers.ts';
 
@@ -205,14 +205,12 @@ const measureWaiting: Measure = async (effort, progress) => {
 const measureStart: Measure = async (effort, progress) => {
   const directory = mkdtempSync(join(tmpdir(), 'amesh-bench-'));
   try {
-    const relayBundle = await bundle(join(import.meta.dir, '..', 'src', 'cli.ts'), directory);
-    const bareBundle = await bundle(join(import.meta.dir, 'yardsticks', 'bare.ts'), directory);
+    await bundle(directory);
     const { relay, bare, ws, peerjs } = contestants;
     const started: Record<string, Contestant> = {
-      relay: { ...relay, command: [process.execPath, relayBundle] },
+      relay: { ...relay, command: [process.execPath, join(directory, 'cli.js')] },
       'relay, from source': relay,
-      bare: { ...bare, command: [process.execPath, bareBundle] },
-      'bare, from source': bare,
+      bare,
       ws,
       peerjs,
     };
@@ -233,15 +231,11 @@ const measureStart: Measure = async (effort, progress) => {
   }
 };
 
-/** As the relay is shipped. @returns The bundle's path. */
-async function bundle(source: string, directory: string): Promise<string> {
-  const options = ['--target=bun', '--minify', '--bytecode', `--outdir=${directory}`];
-  const build = Bun.spawn([process.execPath, 'build', source, ...options], {
-    stdout: 'ignore',
-    stderr: 'inherit',
-  });
-  if ((await build.exited) !== 0) throw new Error(`bun build ${source} failed`);
-  return join(directory, `${basename(source, '.ts')}.js`);
+/** The relay as its image has it. */
+async function bundle(directory: string): Promise<void> {
+  const tool = join(import.meta.dir, '..', 'tools', 'bundle.ts');
+  const build = Bun.spawn([process.execPath, tool, directory], { stderr: 'inherit' });
+  if ((await build.exited) !== 0) throw new Error('the relay could not be bundled');
 }
 
 /** Each measure with its effort in a whole run and in a quick one, which is to show that things work. */

@@ -102,11 +102,11 @@ export async function plots(results: Results): Promise<Record<string, string>> {
   );
   drawn['cost.svg'] = await bars('What a server spends', costs);
 
-  const bare = results.start?.samples['bare, from source'];
+  const started = results.start?.samples ?? {};
   const starts = names.map((name) => ({
     quantity: 'from exec to the first /health',
     server: contestants[name].label,
-    times: ratio(name === 'bare' ? bare : results.start?.samples[name], bare),
+    times: ratio(started[name], started.bare),
   }));
   drawn['start.svg'] = await bars('How long a start takes', starts);
 

@@ -3,6 +3,7 @@ import pkg from '../package.json' with { type: 'json' };
 import { readArguments } from './arguments.ts';
 import { settings, unknownSettings } from './config.ts';
 import { createLog } from './log.ts';
+import { RelayServer } from './server.ts';
 
 const USAGE_ERROR = 2;
 const FAILURE = 1;
@@ -19,7 +20,8 @@ const commands: Record<string, () => Promise<Command>> = {
   check: async () => (await import('./check.ts')).check,
 };
 
-const HELP = `amesh-relay ${pkg.version}: brings two amesh devices together by a 6-digit code, and forgets them.
+const help =
+  () => `amesh-relay ${pkg.version}: brings two amesh devices together by a 6-digit code, and forgets them.
 
 Usage: amesh-relay [options]           Run the relay.
        amesh-relay health [options]    Ask the relay on this machine: silent and 0 when well, one line and 1 when not.
@@ -58,7 +60,6 @@ function fail(message: string, code: number): never {
 
 async function serve(args: string[]): Promise<void> {
   const config = await readArguments(args);
-  const { RelayServer } = await import('./server.ts');
   const log = createLog(config.logLevel);
   const relay = new RelayServer(config, { log });
   const { host, port, url } = await relay.start();
@@ -83,7 +84,7 @@ async function serve(args: string[]): Promise<void> {
 
 async function main(args: string[]): Promise<void> {
   if (args.includes('--help') || args.includes('-h')) {
-    process.stdout.write(HELP);
+    process.stdout.write(help());
     return;
   }
   if (args.includes('--version') || args.includes('-v')) {

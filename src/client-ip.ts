@@ -1,5 +1,5 @@
 /** Who is calling: the address that every limit per client hangs on, behind whichever proxy. */
-import ipaddr from 'ipaddr.js';
+import type * as Address from './address.ts';
 
 /** Which address to believe. `peer`: the TCP connection's; the others read a header that a proxy wrote. */
 export type ProxyRule =
@@ -37,28 +37,10 @@ export function parseProxyRule(text: string): ProxyRule | undefined {
   return undefined;
 }
 
-/** An address without brackets, port or zone; IPv4-mapped IPv6 is IPv4. Undefined where it is none. */
-export function parseAddress(text: string): ipaddr.IPv4 | ipaddr.IPv6 | undefined {
-  const value = text.trim();
-  const bare =
-    /^\[([^\]]+)\](?::\d{1,5})?$/.exec(value)?.[1] ?? value.replace(/^([\d.]+):\d{1,5}$/, '$1');
-  if (ipaddr.IPv4.isValidFourPartDecimal(bare)) return ipaddr.IPv4.parse(bare);
-  if (!ipaddr.IPv6.isValid(bare)) return undefined;
-  const address = ipaddr.IPv6.parse(bare);
-  return address.isIPv4MappedAddress() ? address.toIPv4Address() : address;
-}
-
-function caller(address: ipaddr.IPv4 | ipaddr.IPv6, source: string): Caller {
-  if (address instanceof ipaddr.IPv4) {
-    const text = address.toString();
-    return { client: text, address: text, source };
-  }
-  const network = address.parts.slice(0, 4).map((part) => part.toString(16));
-  return {
-    client: `${network.join(':')}::/64`,
-    address: new ipaddr.IPv6(address.parts).toString(),
-    source,
-  };
+/** Loaded with the first address that is more than four numbers, since a start need not wait for it. */
+function callerAt(text: string, source: string): Caller | undefined {
+  // oxlint-disable-next-line no-require-imports -- a request is answered in one go
+  return (require('./address.ts') as typeof Address).callerAt(text, source);
 }
 
 /** The address that the headers give by the rule; undefined where it is missing or unusable. */
@@ -69,8 +51,7 @@ function fromHeaders(rule: ProxyRule, headers: Headers): Caller | undefined {
   if (value === null) return undefined;
   const entries = rule.by === 'header' ? [value] : value.split(',');
   const entry = entries.at(rule.by === 'hops' ? -rule.hops : 0);
-  const address = entry === undefined ? undefined : parseAddress(entry);
-  return address && caller(address, name);
+  return entry === undefined ? undefined : callerAt(entry, name);
 }
 
 export class CallerResolver {
@@ -86,17 +67,15 @@ export class CallerResolver {
 
   /** @param peer The TCP connection's address; null where it is gone already. */
   resolve(headers: Headers, peer: string | undefined): Caller {
-    const found = fromHeaders(this.#rule, headers);
-    if (found) return found;
+    const named = fromHeaders(this.#rule, headers);
+    if (named) return named;
     if (!this.#warned) this.#look(headers);
     // As the operating system writes it, IPv4 needs no parsing, which would cost a twentieth of a whole pairing.
     if (peer !== undefined && IPV4.test(peer)) {
       return { client: peer, address: peer, source: 'peer' };
     }
-    const address = peer === undefined ? undefined : parseAddress(peer);
-    return address
-      ? caller(address, 'peer')
-      : { client: 'unknown', address: 'unknown', source: 'peer' };
+    const found = peer === undefined ? undefined : callerAt(peer, 'peer');
+    return found ?? { client: 'unknown', address: 'unknown', source: 'peer' };
   }
 
   #look(headers: Headers): void {

@@ -2,7 +2,6 @@
  * Every setting once: its name as an option and in the environment, its default, and what it accepts. Times are seconds
  * in the environment and milliseconds (`…Ms`) as options. Without zod, which takes as long to load as all the rest.
  */
-import ipaddr from 'ipaddr.js';
 import { parseProxyRule, PROXY_RULE_FORMS } from './client-ip.ts';
 import { LOG_LEVELS, type LogLevel } from './log.ts';
 import { RedisUrl } from './redis-url.ts';
@@ -99,9 +98,10 @@ function file(env: string, help: string) {
 
 const LABEL = /^(?!-)[a-z0-9_-]{1,63}(?<!-)$/i;
 
-/** As `node:net` has it, which costs a start several milliseconds. */
+/** As `node:net` has it, which costs a start several milliseconds; a URL can hold any address, and knows which are. */
 export function isIP(host: string): boolean {
-  return ipaddr.IPv4.isValidFourPartDecimal(host) || ipaddr.IPv6.isValid(host);
+  if (host.includes(':')) return /^[\da-f:.]+$/i.test(host) && URL.canParse(`http://[${host}]`);
+  return /^[\d.]+$/.test(host) && URL.parse(`http://${host}`)?.hostname === host;
 }
 
 /** An address, or a name that could be one: a last label of digits alone is a mistyped address. */
@@ -120,7 +120,7 @@ function host(value: unknown): string | undefined {
 export function connectable(host: string): string {
   if (host === '0.0.0.0') return '127.0.0.1';
   if (host === '::') return '[::1]';
-  return ipaddr.IPv6.isValid(host) ? `[${host}]` : host;
+  return host.includes(':') ? `[${host}]` : host;
 }
 
 export const settings = {

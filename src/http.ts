@@ -1,14 +1,10 @@
-/** What the relay says over plain HTTP. */
+/** What the relay says over plain HTTP. Loaded with the first request that is neither `/ws` nor `/health`. */
 import { Hono } from 'hono';
 import { accepts } from 'hono/accepts';
 import { TrieRouter } from 'hono/router/trie-router';
 import pkg from '../package.json' with { type: 'json' };
 import type { Caller } from './client-ip.ts';
-
-export interface Health {
-  status: 'ok' | 'draining' | 'unavailable';
-  sessions: number;
-}
+import { type Health, healthResponse } from './status.ts';
 
 /** What `GET /` has to ask for; without it, there is no `/`. */
 export interface Surroundings {
@@ -66,10 +62,8 @@ export function createHttp(
     });
   }
 
-  http.get('/health', (c) => {
-    const now = health();
-    return c.json(now, now.status === 'ok' ? 200 : 503, { 'cache-control': 'no-store' });
-  });
+  // A plain GET is answered before Hono is asked; HEAD, and whatever else a path like this one has, by Hono.
+  http.get('/health', () => healthResponse(health()));
 
   http.get(
     '/ws',

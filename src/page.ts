@@ -1,7 +1,8 @@
 /** The page at `/`, for people. Loaded when the first of them comes. */
 import type { Context } from 'hono';
 import { html, raw } from 'hono/html';
-import type { Facts, Health } from './http.ts';
+import type { Facts } from './http.ts';
+import type { Health } from './status.ts';
 
 interface Asset {
   text: string;

@@ -1,7 +1,7 @@
 /** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
 import { CallerResolver } from './client-ip.ts';
 import { type Config, connectable, isIP } from './config.ts';
-import { createHttp, type Health } from './http.ts';
+import type { createHttp } from './http.ts';
 import { createLog, type Log } from './log.ts';
 import {
   ListenError,
@@ -11,6 +11,7 @@ import {
   type StopOptions,
 } from './relay.ts';
 import { type BunServer, type Clock, Sockets } from './socket.ts';
+import { type Health, healthResponse } from './status.ts';
 import type { TlsFiles } from './tls.ts';
 
 const SWEEP_EVERY_MS = 1000;
@@ -21,6 +22,8 @@ const DRAIN_LOOK_MS = 50;
 const FAREWELL_MS = 500;
 /** `/ws` of a URL, with a query or without. */
 const SOCKET_PATH = /^[^/]+\/\/[^/]+\/ws(?:\?|$)/;
+/** `/health` of a URL, likewise. */
+const HEALTH_PATH = /^[^/]+\/\/[^/]+\/health(?:\?|$)/;
 /** The relay reads no body. */
 const MAX_REQUEST_BODY_BYTES = 1024;
 
@@ -58,9 +61,10 @@ export class RelayServer implements Relay {
     return this.#metrics?.port;
   }
 
-  get #status(): Health['status'] {
-    if (this.sockets.draining) return 'draining';
-    return this.sockets.cluster?.isUp === false ? 'unavailable' : 'ok';
+  get #health(): Health {
+    const { cluster, draining, pairing } = this.sockets;
+    const status = draining ? 'draining' : cluster?.isUp === false ? 'unavailable' : 'ok';
+    return { status, sessions: pairing.size };
   }
 
   async start(): Promise<RelayAddress> {
@@ -150,22 +154,7 @@ export class RelayServer implements Relay {
   }
 
   #serve(hostname: string, port: number, tls: TlsFiles | undefined): BunServer {
-    const { page, trustProxy } = this.#config;
-    const http = createHttp(
-      () => ({
-        status: this.#status,
-        sessions: this.sockets.pairing.size,
-      }),
-      page
-        ? {
-            caller: (headers, peer) => this.#callers.resolve(headers, peer),
-            isSecure: (headers) =>
-              tls !== undefined ||
-              (trustProxy.by !== 'peer' &&
-                /^https\b/i.test(headers.get('x-forwarded-proto') ?? '')),
-          }
-        : undefined,
-    );
+    let http: Promise<ReturnType<typeof createHttp>> | undefined;
     return Bun.serve({
       hostname,
       port,
@@ -173,12 +162,35 @@ export class RelayServer implements Relay {
       fetch: (request, server) => {
         // Not in Hono, where an upgrade costs a tenth of a whole pairing, nor in Bun's routes, which cost a start 2 ms.
         if (SOCKET_PATH.test(request.url) && this.#upgrade(request, server)) return undefined;
-        return http.fetch(request, { peer: server.requestIP(request)?.address });
+        // Nor this: the first to come to a relay that has just started, which need not load Hono for it.
+        if (HEALTH_PATH.test(request.url) && request.method === 'GET') {
+          return healthResponse(this.#health);
+        }
+        const peer = server.requestIP(request)?.address;
+        http ??= this.#loadHttp(tls !== undefined);
+        return http.then((app) => app.fetch(request, { peer }));
       },
       error: () => Response.json({ error: 'internal_error' }, { status: 500 }),
       websocket: this.sockets.handlers,
       maxRequestBodySize: MAX_REQUEST_BODY_BYTES,
     });
+  }
+
+  async #loadHttp(hasTls: boolean): Promise<ReturnType<typeof createHttp>> {
+    const { createHttp } = await import('./http.ts');
+    const { page, trustProxy } = this.#config;
+    return createHttp(
+      () => this.#health,
+      page
+        ? {
+            caller: (headers, peer) => this.#callers.resolve(headers, peer),
+            isSecure: (headers) =>
+              hasTls ||
+              (trustProxy.by !== 'peer' &&
+                /^https\b/i.test(headers.get('x-forwarded-proto') ?? '')),
+          }
+        : undefined,
+    );
   }
 
   #upgrade(request: Request, server: BunServer): boolean {

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test';
-import { CallerResolver, parseAddress, parseProxyRule, type ProxyRule } from '../src/client-ip.ts';
+import { parseAddress } from '../src/address.ts';
+import { CallerResolver, parseProxyRule, type ProxyRule } from '../src/client-ip.ts';
 
 test.each([
   ['', { by: 'peer' }],
