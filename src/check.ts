@@ -81,10 +81,13 @@ async function untilUp(url: URL, seconds: number, output: Output): Promise<void>
 }
 
 function readUrl(text: string): URL {
-  const url = URL.canParse(text) ? new URL(text) : undefined;
+  const url = URL.parse(text);
   if (url && /^wss?:$/.test(url.protocol) && !url.username && !url.hash) return url;
+  const meant = /^https?:$/.test(url?.protocol ?? '')
+    ? `${url?.protocol.replace('http', 'ws')}//${url?.host}/ws`
+    : 'wss://relay.example.com/ws';
   throw new ConfigError(
-    `check: got ${JSON.stringify(text)}, expected a WebSocket URL such as wss://relay.example.com/ws`,
+    `check: got ${JSON.stringify(text)}, expected a WebSocket URL such as ${meant}`,
   );
 }
 

@@ -1,7 +1,7 @@
 /** The `amesh-relay` command. */
 import pkg from '../package.json' with { type: 'json' };
 import { readArguments } from './arguments.ts';
-import { settings, unknownSettings } from './config.ts';
+import { unknownSettings } from './config.ts';
 import { createLog } from './log.ts';
 import { RelayServer } from './server.ts';
 
@@ -19,39 +19,6 @@ const commands: Record<string, () => Promise<Command>> = {
   health: async () => (await import('./health.ts')).health,
   check: async () => (await import('./check.ts')).check,
 };
-
-const help =
-  () => `amesh-relay ${pkg.version}: brings two amesh devices together by a 6-digit code, and forgets them.
-
-Usage: amesh-relay [options]           Run the relay.
-       amesh-relay health [options]    Ask the relay on this machine: silent and 0 when well, one line and 1 when not.
-       amesh-relay check [URL] [--json] [--wait <s>] [--idle <s>]
-                                       Pair with oneself through a relay and whatever stands in front of it, step by
-                                       step: 0 when a device gets through, 1 when not. URL: ws://127.0.0.1:3001/ws.
-                                       --wait for a relay that is still coming up, --idle for a proxy that cuts quiet
-                                       sockets (90, say), --json for machines.
-
-Options (they come before the environment):
-  -p, --port <port>   ${settings.port.help} Default ${settings.port.shownDefault}.
-  -H, --host <host>   ${settings.host.help} Default ${settings.host.shownDefault}.
-  -h, --help          Print this.
-  -v, --version       Print the version.
-
-Environment:
-${Object.values(settings)
-  .map(
-    ({ env, help, shownDefault }) =>
-      `  ${env.padEnd(32)} ${help.replaceAll('`', '')}${shownDefault && ` Default ${shownDefault}.`}`,
-  )
-  .join('\n')}
-
-Then, on the two devices:
-  amesh listen --relay ws://HOST:3001/ws
-  amesh invite 482916 --relay ws://HOST:3001/ws
-
-A signal (SIGTERM, SIGINT, SIGHUP) drains: pairings under way finish, then the relay stops. A second one stops it at once.
-Exit codes: 0 stopped, 1 could not start, 2 wrong usage.
-`;
 
 function fail(message: string, code: number): never {
   process.stderr.write(`amesh-relay: ${message}\n`);
@@ -84,7 +51,7 @@ async function serve(args: string[]): Promise<void> {
 
 async function main(args: string[]): Promise<void> {
   if (args.includes('--help') || args.includes('-h')) {
-    process.stdout.write(help());
+    process.stdout.write((await import('./help.ts')).help);
     return;
   }
   if (args.includes('--version') || args.includes('-v')) {

@@ -36,6 +36,7 @@ const closeMeanings = {
 
 const clientMeanings = {
   invalid_url: 'this is no ws:// or wss:// URL that can be opened',
+  no_websocket: 'this runtime has no WebSocket: Bun, a browser, or Node.js 22 or later is needed',
   unreachable: 'no WebSocket connection came about at this URL',
   connection_lost: 'the connection ended without a word',
   frame_too_large: 'a frame was larger than the relay takes (64 KiB unless it is told otherwise)',
@@ -487,6 +488,7 @@ class Wire {
 }
 
 function openSocket(url: string | URL): WebSocket {
+  if (typeof WebSocket === 'undefined') throw new RelayError('no_websocket');
   try {
     const { protocol, href } = new URL(url);
     if (protocol === 'ws:' || protocol === 'wss:') return new WebSocket(href);

@@ -6,7 +6,7 @@ import { parseProxyRule, PROXY_RULE_FORMS } from './client-ip.ts';
 import { LOG_LEVELS, type LogLevel } from './log.ts';
 import { RedisUrl } from './redis-url.ts';
 
-interface Setting {
+export interface Setting {
   env: string;
   /** What an option that is left out counts as. */
   default: unknown;
@@ -16,10 +16,14 @@ interface Setting {
   fromText: (text: string) => unknown;
   /** What is accepted, as an error says it: after "expected". */
   accepts: string;
+  /** The same of an option, where that differs from the environment. */
+  optionAccepts?: string;
   /** One line for the help and the README. */
   help: string;
   /** The default as a person would write it into the environment. */
   shownDefault: string;
+  /** The least and the most of a number in the environment. */
+  range?: string;
   /** Set where a value must not be repeated, not even to whom it came from. */
   isSecret?: true;
 }
@@ -49,6 +53,7 @@ function integer(env: string, normal: number, min: number, max: number, help: st
     accepts: `a whole number from ${min} to ${max}`,
     help,
     shownDefault: String(normal),
+    range: `${min} to ${max}`,
   } satisfies Setting;
 }
 
@@ -62,9 +67,11 @@ function seconds(env: string, normal: number, min: number, max: number, help: st
       const value = wholeNumber(text);
       return typeof value === 'number' ? value * 1000 : value;
     },
-    accepts: `whole seconds from ${min} to ${max} (as an option, milliseconds)`,
+    accepts: `whole seconds from ${min} to ${max}`,
+    optionAccepts: `whole milliseconds from ${min * 1000} to ${max * 1000}`,
     help: `${help} Seconds.`,
     shownDefault: String(normal),
+    range: `${min} to ${max}`,
   } satisfies Setting;
 }
 
@@ -78,7 +85,8 @@ function flag(env: string, normal: boolean, help: string) {
     take: (value: unknown) => (typeof value === 'boolean' ? value : undefined),
     fromText: (text) =>
       YES.includes(text.toLowerCase()) ? true : NO.includes(text.toLowerCase()) ? false : text,
-    accepts: `${YES.join(', ')} or ${NO.join(', ')} (as an option, true or false)`,
+    accepts: `${YES.join(', ')} or ${NO.join(', ')}`,
+    optionAccepts: 'true or false',
     help,
     shownDefault: normal ? '1' : '0',
   } satisfies Setting;
@@ -429,12 +437,13 @@ function read(
 ): Config {
   const config: Record<string, unknown> = {};
   for (const name of Object.keys(settings) as SettingName[]) {
-    const { default: normal, take, accepts, isSecret }: Setting = settings[name];
+    const { default: normal, take, isSecret, ...setting }: Setting = settings[name];
     const { label, value, text } = get(name);
     const chosen = value ?? normal;
     config[name] = chosen === undefined ? undefined : take(chosen);
     if (chosen !== undefined && config[name] === undefined) {
       const got = isSecret ? 'not accepted' : `got ${JSON.stringify(text ?? value)}`;
+      const accepts = (text === undefined && setting.optionAccepts) || setting.accepts;
       throw new ConfigError(`${label}: ${got}, expected ${accepts}`);
     }
   }
@@ -447,6 +456,12 @@ function read(
         `${get(other).label}: not set, but ${get(one).label} is; expected both or neither`,
       );
     }
+  }
+  const { port, metricsPort, host, metricsHost = host } = config as Config;
+  if (metricsPort === port && metricsHost === host && port !== 0) {
+    throw new ConfigError(
+      `${get('metricsPort').label}: got ${port}, expected another port than ${get('port').label} has`,
+    );
   }
   return Object.freeze(config) as Config;
 }

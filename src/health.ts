@@ -28,6 +28,9 @@ async function ask(url: string): Promise<string | undefined> {
     if (response.ok && health?.status === 'ok') return undefined;
     return `answered ${response.status} ${JSON.stringify(health?.status) ?? 'and is no relay'}`;
   } catch (error) {
-    return (error as Error).message.split('\n')[0];
+    const { code, message } = error as Error & { code?: string };
+    return code === 'ECONNREFUSED'
+      ? 'nothing listens there; start the relay, or give the port it has (PORT, --port)'
+      : message.split('\n')[0];
   }
 }

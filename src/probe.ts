@@ -128,7 +128,7 @@ export class Probe {
           : `the certificate’s issuer, ${issuer}, is not trusted here (${error})`,
         'Clients refuse the connection.',
         isSelfSigned
-          ? 'Get a certificate from a public authority, such as Let’s Encrypt.'
+          ? 'Get a certificate from a public authority, such as Let’s Encrypt, or have every client trust this one (NODE_EXTRA_CA_CERTS).'
           : 'Serve the whole chain (fullchain.pem), with the intermediate certificate. For an authority of your own, give every client its root (NODE_EXTRA_CA_CERTS).',
       );
     }

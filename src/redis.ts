@@ -251,11 +251,12 @@ export async function joinCluster(
     await cluster.resign();
     bus.close();
   };
+  log.info('waiting for Redis', { redis: url, atMostMs: START_WAIT_MS });
   const isUp = await up.promise;
   clearTimeout(deadline);
   if (!isUp) {
     await leave();
-    throw new RedisError(`REDIS_URL: ${url.toString()} is of no use: ${cluster.lastProblem}`);
+    throw new RedisError(`REDIS_URL: ${url.toString()} can’t be used: ${cluster.lastProblem}`);
   }
   sockets.cluster = cluster;
   return { leave };

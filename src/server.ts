@@ -1,6 +1,6 @@
 /** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
 import { CallerResolver } from './client-ip.ts';
-import { type Config, connectable, isIP } from './config.ts';
+import { type Config, connectable, isIP, type SettingName, settings } from './config.ts';
 import type { createHttp } from './http.ts';
 import { createLog, type Log } from './log.ts';
 import {
@@ -84,9 +84,7 @@ export class RelayServer implements Relay {
       this.#cluster = await joinCluster(this.#config, this.sockets, this.#log, this.#now);
     }
     try {
-      this.#server = await listen('HOST or --host', 'PORT or --port', host, port, () =>
-        this.#serve(host, port, tls),
-      );
+      this.#server = await listen('host', 'port', host, port, () => this.#serve(host, port, tls));
     } catch (error) {
       await this.#cluster?.leave();
       throw error;
@@ -94,7 +92,7 @@ export class RelayServer implements Relay {
     if (metricsPort !== undefined) {
       const { serveMetrics } = await import('./metrics.ts');
       try {
-        this.#metrics = await listen('METRICS_HOST', 'METRICS_PORT', metricsHost, metricsPort, () =>
+        this.#metrics = await listen('metricsHost', 'metricsPort', metricsHost, metricsPort, () =>
           serveMetrics(this.sockets, metricsHost, metricsPort),
         );
       } catch (error) {
@@ -213,18 +211,18 @@ export class RelayServer implements Relay {
 
 /** Takes an address, or says in one line why it can't be had. Bun calls an unknown host a port in use. */
 async function listen<T>(
-  hostName: string,
-  portName: string,
+  hostOption: 'host' | 'metricsHost',
+  portOption: 'port' | 'metricsPort',
   host: string,
   port: number,
   take: () => T,
 ): Promise<T> {
+  const failed = (option: SettingName, why: string): ListenError =>
+    new ListenError(`${option} (${settings[option].env}): ${why}`);
   if (!isIP(host)) {
     const { lookup } = await import('node:dns/promises');
     await lookup(host).catch(() => {
-      throw new ListenError(
-        `${hostName}: "${host}" does not resolve; expected an address of this machine`,
-      );
+      throw failed(hostOption, `"${host}" does not resolve; expected an address of this machine`);
     });
   }
   try {
@@ -232,18 +230,21 @@ async function listen<T>(
   } catch (error) {
     const code = error instanceof Error && 'code' in error ? error.code : undefined;
     if (code === 'EADDRINUSE') {
-      throw new ListenError(
-        `${portName}: ${port} is in use on ${host}; stop what holds it, or choose another port`,
+      throw failed(
+        portOption,
+        `${port} is in use on ${host}; stop what holds it, or choose another port`,
       );
     }
     if (code === 'EACCES') {
-      throw new ListenError(
-        `${portName}: ${port} needs privileges that this process lacks; choose a port from 1024 up`,
+      throw failed(
+        portOption,
+        `${port} needs privileges that this process lacks; choose a port from 1024 up`,
       );
     }
     if (code === 'EADDRNOTAVAIL' || code === 'EINVAL') {
-      throw new ListenError(
-        `${hostName}: ${host} is no address of this machine; expected one that is, or 0.0.0.0 for all`,
+      throw failed(
+        hostOption,
+        `${host} is no address of this machine; expected one that is, or 0.0.0.0 for all`,
       );
     }
     throw error;

@@ -85,7 +85,13 @@ describe('a wrong start is one clear line', () => {
       ['--host', 'fe80::1', '--port', '0'],
       {},
       1,
-      'HOST or --host: fe80::1 is no address of this machine',
+      'host (HOST): fe80::1 is no address of this machine',
+    ],
+    [
+      ['check', 'https://relay.test/'],
+      {},
+      2,
+      'expected a WebSocket URL such as wss://relay.test/ws',
     ],
     [['--host', '::1%lo'], {}, 2, '--host: got "::1%lo", expected an IP address'],
     [
@@ -108,7 +114,7 @@ describe('a wrong start is one clear line', () => {
     const relay = await startRelay();
     const ran = await run(['--host', '127.0.0.1', '--port', String(relay.port)]);
     expect(ran.err).toMatch(
-      new RegExp(`^amesh-relay: PORT or --port: ${relay.port} is in use on 127.0.0.1; .+\\n$`),
+      new RegExp(`^amesh-relay: port \\(PORT\\): ${relay.port} is in use on 127.0.0.1; .+\\n$`),
     );
     expect(ran.code).toBe(1);
   });

@@ -151,6 +151,16 @@ describe('what goes wrong on the way', () => {
     expect(await codeOf(listen(url, generateCode(), { signal }))).toBe('aborted');
   });
 
+  test('a runtime without WebSocket', async () => {
+    const { WebSocket } = globalThis;
+    try {
+      Reflect.deleteProperty(globalThis, 'WebSocket');
+      expect(await codeOf(connect(url, '000000'))).toBe('no_websocket');
+    } finally {
+      globalThis.WebSocket = WebSocket;
+    }
+  });
+
   test('a URL that is none, of another kind, or with nobody there', async () => {
     for (const wrong of ['relay', 'http://127.0.0.1/ws', 'ws://:0/', '']) {
       expect(await codeOf(connect(wrong, '000000'))).toBe('invalid_url');

@@ -68,7 +68,12 @@ describe('options', () => {
   test.each([
     [{ port: 'abc' }, 'port: got "abc"'],
     [{ port: 1.5 }, 'port: got 1.5'],
-    [{ sessionTtlMs: 30 }, 'sessionTtlMs: got 30'],
+    [{ sessionTtlMs: 30 }, 'sessionTtlMs: got 30, expected whole milliseconds from 5000 to 300000'],
+    [{ page: 1 }, 'page: got 1, expected true or false'],
+    [
+      { port: 9091, metricsPort: 9091 },
+      'metricsPort: got 9091, expected another port than port has',
+    ],
     [{ trustProxy: 'hops:x' }, 'trustProxy: got "hops:x"'],
     [{ pot: 3001 }, 'pot: there is no such option'],
   ])('%p is refused', (options, message) => {
@@ -80,6 +85,12 @@ describe('options', () => {
       refusal(() => readEnvironment({}, { port: { label: '--port', text: 'x' } })),
     ).toStartWith('--port: got "x"');
   });
+});
+
+test('the metrics may share the port on another address, and where the system chooses both', () => {
+  const elsewhere = { METRICS_PORT: '3001', METRICS_HOST: '127.0.0.1' };
+  expect(readEnvironment(elsewhere).metricsPort).toBe(3001);
+  expect(readEnvironment({ PORT: '0', METRICS_PORT: '0' }).metricsPort).toBe(0);
 });
 
 test("a misspelt name is found, a client's own is not", () => {

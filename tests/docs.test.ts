@@ -1,15 +1,15 @@
 /** The tables in the documentation, against the code that they speak of. */
 import { expect, test } from 'bun:test';
 import { join } from 'node:path';
-import { readOptions, settings } from '../src/config.ts';
+import { readOptions, type Setting, settings } from '../src/config.ts';
 import { createRegistry } from '../src/metrics.ts';
 import { RelayServer } from '../src/server.ts';
 
 const root = join(import.meta.dir, '..');
 
-const settingRows = Object.entries(settings).map(
-  ([option, { env, shownDefault, help }]) =>
-    `| \`${env}\` | \`${option}\` | ${shownDefault && `\`${shownDefault}\``} | ${help} |`,
+const settingRows = Object.entries<Setting>(settings).map(
+  ([option, { env, shownDefault, range = '', help }]) =>
+    `| \`${env}\` | \`${option}\` | ${shownDefault && `\`${shownDefault}\``} | ${range} | ${help} |`,
 );
 
 async function metricRows(): Promise<string[]> {
@@ -35,7 +35,7 @@ async function rowsOf(file: string, marker: string): Promise<string[]> {
 
 const normal = (rows: string[]): string[] => rows.map((row) => row.replaceAll(/ +/g, ' '));
 
-test('the README has every setting, with its default', async () => {
+test('the README has every setting, with its default and its range', async () => {
   expect(await rowsOf('README.md', 'settings')).toEqual(normal(settingRows));
 });
 

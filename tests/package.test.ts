@@ -47,7 +47,7 @@ afterAll(() => rm(project, { recursive: true }));
 
 test('holds the code, the types and the documents, and nothing else', () => {
   const wanted =
-    /^package\/(?:package\.json|(?:README|CHANGELOG|PROTOCOL)\.md|LICENSE|bin\/[\w-]+\.js|src\/[\w-]+\.(?:ts|css)|dist\/[\w-]+\.d\.ts|dist\/client\.js|deploy\/(?:amesh-relay\.service|nginx\.conf|Caddyfile)|docs\/[\w-]+\.md)$/;
+    /^package\/(?:package\.json|(?:README|CHANGELOG|PROTOCOL|SECURITY)\.md|LICENSE|bin\/[\w-]+\.js|src\/[\w-]+\.(?:ts|css)|dist\/[\w-]+\.d\.ts|dist\/client\.js|deploy\/(?:amesh-relay\.service|nginx\.conf|Caddyfile)|docs\/[\w-]+\.md)$/;
   expect(packed.filter((file) => !wanted.test(file))).toEqual([]);
   const declared = packed.filter((file) => file.startsWith('package/dist/')).length;
   expect(declared).toBeGreaterThan(0);
@@ -121,7 +121,13 @@ test.each([
 test('says under Node what it needs', async () => {
   const node = Bun.which('node');
   if (!node) return console.warn('SKIPPED: there is no Node here to import the package with');
-  const { code, err } = await run([node, '--input-type=module', '-e', `import '${pkg.name}'`]);
+  const names = Object.keys(await import('../src/index.ts')).join(', ');
+  const { code, err } = await run([
+    node,
+    '--input-type=module',
+    '-e',
+    `import { ${names} } from '${pkg.name}'`,
+  ]);
   expect(code).toBe(1);
   expect(err).toContain(`${pkg.name} needs Bun >=`);
 });
