@@ -4,6 +4,10 @@
  */
 import type { BurntList } from './burnt.ts';
 
+/** From the protocol: a watch lasts five minutes, and a jti stays burnt for 25 hours. */
+export const WATCH_TTL_MS = 5 * 60_000;
+export const BURNT_TTL_MS = 25 * 3_600_000;
+
 /** Anything that can watch or announce. Bootstrap alone writes both sets; they are absent until needed. */
 export interface Bootstrapped<P> {
   watches: Set<Watch<P>> | undefined;

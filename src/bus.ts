@@ -1,15 +1,5 @@
 /** What the cluster needs of Redis, so that a simulation can stand in for it. */
-
-export type Script =
-  | 'claimCode'
-  | 'findCode'
-  | 'fail'
-  | 'claimWatch'
-  | 'init'
-  | 'hold'
-  | 'release'
-  | 'beat'
-  | 'resign';
+import type { Script } from './scripts.ts';
 
 export interface Bus {
   /** Runs a script. Rejects when no answer came in time; then it is not run later either. */

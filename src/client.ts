@@ -11,7 +11,7 @@
  * const answer = await channel.receive();
  * await channel.done();
  */
-import { closes, errorCodes, rejectReasons } from './codes.ts';
+import { closes, type CloseReason, errorCodes, rejectReasons } from './codes.ts';
 
 /** How long anything waits unless told otherwise, in milliseconds. */
 const DEFAULT_TIMEOUT_MS = 60_000;
@@ -21,18 +21,6 @@ const WATCH_TIMEOUT_MS = 310_000;
 const FAREWELL_MS = 2000;
 /** The longest that a timer can run; beyond it there is none. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
-
-const closeMeanings = {
-  relay_shutting_down: 'the relay is going away; connect again to reach another',
-  too_many_errors: 'the relay was sent too much that it could not read',
-  too_many_frames: 'more was sent than the relay takes in so short a time',
-  internal_error: 'the relay failed',
-  too_many_connections: 'the relay has as many connections as it takes, in all or from this client',
-  session_expired: 'the session ran out of time',
-  idle: 'the connection did nothing for too long',
-  session_data_limit: 'more was sent than a session may carry',
-  slow_consumer: 'one side did not read what the other sent',
-} as const satisfies Record<CloseReason, string>;
 
 const clientMeanings = {
   invalid_url: 'this is no ws:// or wss:// URL that can be opened',
@@ -48,12 +36,18 @@ const clientMeanings = {
   closed: 'this side closed the connection',
 } as const;
 
-const meanings = { ...errorCodes, ...rejectReasons, ...closeMeanings, ...clientMeanings };
+/** The relay's codes and reasons as the protocol names them, and the few that only this side can know. */
+export type RelayErrorCode =
+  keyof typeof errorCodes | keyof typeof rejectReasons | CloseReason | keyof typeof clientMeanings;
 
-type CloseReason = (typeof closes)[keyof typeof closes]['reason'];
-
-/** The relay's error codes and reasons as the protocol names them, and the few that only this side can know. */
-export type RelayErrorCode = keyof typeof meanings;
+const meanings: Record<RelayErrorCode, string> = {
+  ...errorCodes,
+  ...rejectReasons,
+  ...clientMeanings,
+  ...(Object.fromEntries(
+    Object.entries(closes).map(([reason, { means }]) => [reason, means]),
+  ) as Record<CloseReason, string>),
+};
 
 /** The one error that everything here throws. Tell cases apart by `code`. */
 export class RelayError extends Error {
@@ -520,10 +514,8 @@ function spokenError(reason: unknown, otherwise: 'unexpected_frame' | 'rejected'
 
 function closeError(code: number, reason: string): RelayError {
   if (code === 1009) return new RelayError('frame_too_large');
-  const known = Object.values(closes).filter((close) => close.code === code);
+  const known = (Object.keys(closes) as CloseReason[]).filter((name) => closes[name].code === code);
   // A proxy may drop the reason; then the number has to do.
-  const close = known.find((candidate) => candidate.reason === reason) ?? known[0];
-  return close
-    ? new RelayError(close.reason)
-    : new RelayError('connection_lost', `close code ${code}`);
+  const why = known.find((name) => name === reason) ?? known[0];
+  return why ? new RelayError(why) : new RelayError('connection_lost', `close code ${code}`);
 }

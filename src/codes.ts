@@ -37,17 +37,26 @@ export const rejectReasons = {
 
 export type RejectReason = keyof typeof rejectReasons | ErrorCode;
 
-/** Why the relay closes a socket: WebSocket close code and reason. */
+/** Why the relay closes a socket: the close reason, with its close code. */
 export const closes = {
-  shutting_down: { code: 1001, reason: 'relay_shutting_down' },
-  too_many_errors: { code: 1008, reason: 'too_many_errors' },
-  too_many_frames: { code: 1008, reason: 'too_many_frames' },
-  internal_error: { code: 1011, reason: 'internal_error' },
-  too_many_connections: { code: 1013, reason: 'too_many_connections' },
-  session_expired: { code: 4001, reason: 'session_expired' },
-  idle: { code: 4002, reason: 'idle' },
-  session_data_limit: { code: 4003, reason: 'session_data_limit' },
-  slow_consumer: { code: 4004, reason: 'slow_consumer' },
+  relay_shutting_down: {
+    code: 1001,
+    means: 'the relay is going away; connect again to reach another',
+  },
+  too_many_errors: { code: 1008, means: 'the relay was sent too much that it could not read' },
+  too_many_frames: {
+    code: 1008,
+    means: 'more was sent than the relay takes in so short a time',
+  },
+  internal_error: { code: 1011, means: 'the relay failed' },
+  too_many_connections: {
+    code: 1013,
+    means: 'the relay has as many connections as it takes, in all or from this client',
+  },
+  session_expired: { code: 4001, means: 'the session ran out of time' },
+  idle: { code: 4002, means: 'the connection did nothing for too long' },
+  session_data_limit: { code: 4003, means: 'more was sent than a session may carry' },
+  slow_consumer: { code: 4004, means: 'one side did not read what the other sent' },
 } as const;
 
-export type Close = keyof typeof closes;
+export type CloseReason = keyof typeof closes;

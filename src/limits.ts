@@ -3,6 +3,8 @@
  * Knows no socket and no clock: `now` is an argument, in milliseconds on any clock that only moves forward.
  */
 
+import type { Config } from './config.ts';
+
 /** The width of every window. From the protocol: "per client and minute". */
 export const WINDOW_MS = 60_000;
 
@@ -71,5 +73,32 @@ export class Tally {
     const left = this.of(key) - 1;
     if (left > 0) this.#held.set(key, left);
     else this.#held.delete(key);
+  }
+}
+
+/** Every limit per client or per code that this instance counts. */
+export class Limits {
+  readonly failedCodes: Attempts;
+  readonly failedPerCode: Attempts;
+  readonly withdrawnListens: Attempts;
+  readonly watchAttempts: Attempts;
+  readonly refusedInits: Attempts;
+
+  constructor(config: Config) {
+    this.failedCodes = new Attempts(config.maxFailedCodes);
+    this.failedPerCode = new Attempts(config.maxFailedPerCode);
+    this.withdrawnListens = new Attempts(config.maxWithdrawnListens);
+    this.watchAttempts = new Attempts(config.maxWatches);
+    this.refusedInits = new Attempts(config.maxRefusedInits);
+  }
+
+  get books(): Record<string, number> {
+    return Object.fromEntries(
+      Object.entries(this).map(([book, { size }]: [string, Attempts]) => [book, size]),
+    );
+  }
+
+  sweep(now: number): void {
+    for (const attempts of Object.values(this) as Attempts[]) attempts.sweep(now);
   }
 }

@@ -104,8 +104,18 @@ async function health(): Promise<Finding> {
   const status = String(answer.status);
   const sessions = Number(answer.sessions);
   const found = `${status}, ${sessions || 'no'} session${sessions === 1 ? '' : 's'}`;
-  element('state').textContent = status === 'ok' ? found.replace('ok', 'Up') : found;
-  if (status === 'ok') return { found };
+  if (status === 'ok') {
+    element('state').textContent = found.replace('ok', 'Up');
+    return { found };
+  }
+  if (status === 'unavailable') {
+    throw new Problem(
+      'redis_lost',
+      found,
+      'This instance cannot reach the Redis that it shares with the others.',
+      'If this is your relay, look at the Redis, at REDIS_URL, and at the network between them.',
+    );
+  }
   throw new Problem(
     'draining',
     found,

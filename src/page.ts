@@ -14,6 +14,12 @@ const ICON =
   '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke="currentColor" stroke-width="2.5"><path d="M8 22.500 13 12.500M24 22.500 19 12.500"/><circle cx="16" cy="8.500" r="5"/><circle cx="6.500" cy="25" r="4" fill="currentColor" stroke="none"/><circle cx="25.500" cy="25" r="4" fill="currentColor" stroke="none"/></svg>';
 const FAVICON = `data:image/svg+xml,${encodeURIComponent(ICON.replace('currentColor', '#1a8a72'))}`;
 
+const STATES = {
+  ok: 'Up',
+  draining: 'Stopping',
+  unavailable: 'Cut off from its Redis',
+} satisfies Record<Health['status'], string>;
+
 let assets: Promise<{ style: Asset; script: Asset }> | undefined;
 
 /** What proxies write, and clients on their own do not. */
@@ -59,7 +65,7 @@ function page(
             ${raw(ICON.replace('<svg', '<svg aria-hidden="true"'))}
             <h1>amesh relay</h1>
             <p class="state ${status}">
-              <span id="state">${status === 'ok' ? 'Up' : 'Stopping'}, ${count(sessions)}</span>
+              <span id="state">${STATES[status]}, ${count(sessions)}</span>
             </p>
           </header>
           <p class="lead">

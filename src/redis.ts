@@ -1,12 +1,14 @@
-/** The cluster's Redis: its scripts, its two connections, and the beat. Loaded only where REDIS_URL is set. */
+/** The cluster's Redis: its two connections, and the beat. Loaded only where REDIS_URL is set. */
 import { Redis } from 'ioredis';
-import type { Bus, Script } from './bus.ts';
-import { BEAT_MS, Cluster } from './cluster.ts';
+import type { Bus } from './bus.ts';
+import { Cluster } from './cluster.ts';
 import type { Config } from './config.ts';
 import type { Log } from './log.ts';
 import { RedisError, type RedisUrl } from './redis-url.ts';
-import type { Clock, Sockets } from './socket.ts';
-import { WINDOW_MS } from './limits.ts';
+import type { Clock } from './connection.ts';
+import { BEAT_MS } from './reach.ts';
+import type { Sockets } from './socket.ts';
+import { type Script, sources, TIMELESS } from './scripts.ts';
 
 /** How long a start waits for Redis, in milliseconds. */
 const START_WAIT_MS = 5000;
@@ -14,91 +16,6 @@ const START_WAIT_MS = 5000;
 const COMMAND_TIMEOUT_MS = 1000;
 const CONNECT_TIMEOUT_MS = 2000;
 const RETRY_MS = 250;
-
-// Names are built in two scripts, so Redis Cluster is not for these; a primary with replicas is.
-const PRELUDE = `
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- Its sender has given up by now, and must not be surprised by what it did.
-if now > tonumber(ARGV[2]) then return 'late' end
-local function spent(key, max)
-  return redis.call('LLEN', key) >= tonumber(max)
-    and now - redis.call('LINDEX', key, -tonumber(max)) < ${WINDOW_MS}
-end
-local function count(key, max)
-  if redis.call('RPUSH', key, now) > tonumber(max) then redis.call('LPOP', key) end
-  redis.call('PEXPIRE', key, ${WINDOW_MS})
-end
-local function failed(client, maxClient, code, maxCode)
-  count(client, maxClient)
-  if spent(code, maxCode) then return 'burned' end
-  count(code, maxCode)
-  return 'counted'
-end
--- A claim whose owner is dead is none.
-local function held(key)
-  local claim = redis.call('GET', key)
-  if claim and redis.call('EXISTS', ARGV[1] .. string.match(claim, '^[^.]+')) == 1 then return claim end
-end
-`;
-
-// ARGV[1] and ARGV[2] are the prelude's.
-const SCRIPTS: Record<Script, string> = {
-  claimCode: `
-    local claim, ttl, maxClient, maxCode = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-    if spent(KEYS[1], maxClient) then return 'rate_limited' end
-    if spent(KEYS[2], maxCode) or held(KEYS[3]) then
-      failed(KEYS[1], maxClient, KEYS[2], maxCode)
-      return 'otc_in_use'
-    end
-    redis.call('SET', KEYS[3], claim, 'PX', ttl)
-    return 'ok'`,
-  findCode: `
-    local maxClient, maxCode = ARGV[3], ARGV[4]
-    if spent(KEYS[1], maxClient) then return 'rate_limited' end
-    local claim = held(KEYS[3])
-    if claim then return claim end
-    failed(KEYS[1], maxClient, KEYS[2], maxCode)
-    return 'otc_not_found'`,
-  fail: `return failed(KEYS[1], ARGV[3], KEYS[2], ARGV[4])`,
-  claimWatch: `
-    local claim, ttl, max, own = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-    if spent(KEYS[1], max) then return 'rate_limited' end
-    count(KEYS[1], max)
-    local other = held(KEYS[2])
-    if other and other ~= own then return 'jti_already_watched' end
-    redis.call('SET', KEYS[2], claim, 'PX', ttl)
-    return 'ok'`,
-  init: `
-    local me, ttl, max, isFull = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-    local function refuse(why) count(KEYS[1], max) return why end
-    if spent(KEYS[1], max) then return 'rate_limited' end
-    if redis.call('EXISTS', KEYS[2]) == 1 then return refuse('token_already_used') end
-    local claim = held(KEYS[3])
-    if not claim then return refuse('no_watcher') end
-    if string.match(claim, '^[^.]+') == me then
-      if isFull == '1' then return refuse('relay_overloaded') end
-      redis.call('SET', KEYS[2], '', 'PX', ttl)
-    end
-    return claim`,
-  hold: `
-    local claim, ttl = ARGV[3], ARGV[4]
-    local other = held(KEYS[1])
-    if other and other ~= claim then return 0 end
-    redis.call('SET', KEYS[1], claim, 'PX', ttl)
-    return 1`,
-  release: `if redis.call('GET', KEYS[1]) == ARGV[3] then redis.call('DEL', KEYS[1]) end return 1`,
-  beat: `
-    local ttl, channel, beat = ARGV[3], ARGV[4], ARGV[5]
-    local answer = { redis.call('EXISTS', KEYS[1]), now }
-    redis.call('SET', KEYS[1], '', 'PX', ttl)
-    redis.call('PUBLISH', channel, beat)
-    for i = 6, #ARGV do
-      if redis.call('EXISTS', ARGV[1] .. ARGV[i]) == 0 then table.insert(answer, ARGV[i]) end
-    end
-    return answer`,
-  resign: `redis.call('DEL', KEYS[1]) return 1`,
-};
 
 type Run = (keys: number, ...rest: (string | number)[]) => Promise<unknown>;
 
@@ -140,9 +57,7 @@ export class RedisBus implements Bus {
     };
     this.#commands = new Redis({ ...options, connectionName: 'amesh-relay' });
     this.#subscriber = new Redis({ ...options, connectionName: 'amesh-relay-sub' });
-    for (const [name, body] of Object.entries(SCRIPTS)) {
-      this.#commands.defineCommand(name, { lua: PRELUDE + body });
-    }
+    for (const [name, lua] of sources) this.#commands.defineCommand(name, { lua });
     for (const connection of [this.#commands, this.#subscriber]) {
       connection.on('error', (error: Error) => this.onLost(this.#clean(error)));
       connection.on('close', () => {
@@ -179,9 +94,7 @@ export class RedisBus implements Bus {
         keys.length,
         ...keys,
         this.#alive,
-        script === 'beat' || script === 'release' || script === 'resign'
-          ? Number.MAX_SAFE_INTEGER
-          : deadline,
+        TIMELESS.has(script) ? Number.MAX_SAFE_INTEGER : deadline,
         ...values,
       );
       if (script !== 'beat') return answer;
@@ -258,6 +171,6 @@ export async function joinCluster(
     await leave();
     throw new RedisError(`REDIS_URL: ${url.toString()} can’t be used: ${cluster.lastProblem}`);
   }
-  sockets.cluster = cluster;
+  sockets.join(cluster);
   return { leave };
 }

@@ -10,7 +10,8 @@ import {
   RelayStateError,
   type StopOptions,
 } from './relay.ts';
-import { type BunServer, type Clock, Sockets } from './socket.ts';
+import type { Clock } from './connection.ts';
+import { type BunServer, Sockets } from './socket.ts';
 import { type Health, healthResponse } from './status.ts';
 import type { TlsFiles } from './tls.ts';
 
@@ -62,8 +63,8 @@ export class RelayServer implements Relay {
   }
 
   get #health(): Health {
-    const { cluster, draining, pairing } = this.sockets;
-    const status = draining ? 'draining' : cluster?.isUp === false ? 'unavailable' : 'ok';
+    const { cluster, roster, pairing } = this.sockets;
+    const status = roster.draining ? 'draining' : cluster?.isUp === false ? 'unavailable' : 'ok';
     return { status, sessions: pairing.size };
   }
 
@@ -97,6 +98,7 @@ export class RelayServer implements Relay {
         );
       } catch (error) {
         await this.#server.stop(true);
+        await this.#cluster?.leave();
         throw error;
       }
     }
@@ -116,7 +118,7 @@ export class RelayServer implements Relay {
 
   async #shutDown(drainMs: number): Promise<void> {
     this.#state = 'stopped';
-    this.sockets.draining = true;
+    this.sockets.roster.draining = true;
     // Told to stop while it starts, or after it could not: whatever there is by then is what to shut down.
     await this.#started?.catch(() => {});
     const server = this.#server;
@@ -204,8 +206,8 @@ export class RelayServer implements Relay {
   #summarise(): void {
     const summary = this.sockets.stats.sinceLast();
     if (!summary) return;
-    const { connections, pairing } = this.sockets;
-    this.#log.info('last minute', { ...summary, open: connections, sessions: pairing.size });
+    const { roster, pairing } = this.sockets;
+    this.#log.info('last minute', { ...summary, open: roster.size, sessions: pairing.size });
   }
 }
 

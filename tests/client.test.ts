@@ -13,7 +13,7 @@ import {
   type Channel,
   watch,
 } from '../src/client.ts';
-import { closes } from '../src/codes.ts';
+import { type CloseReason, closes } from '../src/codes.ts';
 import { createRelayServer } from '../src/index.ts';
 
 const relay = await createRelayServer({
@@ -188,7 +188,7 @@ describe('a server that is not quite the relay', () => {
   });
   afterAll(() => odd.stop(true));
 
-  for (const { code, reason } of Object.values(closes)) {
+  for (const [reason, { code }] of Object.entries(closes) as [CloseReason, { code: number }][]) {
     test(`close ${code} is ${reason}`, async () => {
       answer = (ws) => ws.close(code, reason);
       expect(await codeOf(connect(oddUrl, '000000'))).toBe(reason);

@@ -54,7 +54,7 @@ async function expectHealthy(relay: TestRelay): Promise<void> {
   controller.close();
   await Promise.all([target.closed, controller.closed]);
   relay.pass(61_000);
-  await until(() => relay.sockets.connections === 0, 'every socket is gone');
+  await until(() => relay.sockets.roster.size === 0, 'every socket is gone');
   expect(relay.sockets.books).toEqual({
     connections: 0,
     clients: 0,
@@ -146,7 +146,7 @@ describe('connections that go wrong', () => {
     const relay = await startRelay();
     for (let i = 0; i < 50; i += 1)
       await raw(relay, UPGRADE, frame('{"type":"done"}').subarray(0, 1 + (i % 15)));
-    await until(() => relay.sockets.connections === 50, 'all are in');
+    await until(() => relay.sockets.roster.size === 50, 'all are in');
     relay.pass(30_000);
     await expectHealthy(relay);
   });
@@ -162,10 +162,10 @@ describe('connections that go wrong', () => {
     ];
     for (const bytes of broken) {
       const socket = await raw(relay, UPGRADE);
-      await until(() => relay.sockets.connections === 1, 'it is in');
+      await until(() => relay.sockets.roster.size === 1, 'it is in');
       socket.write(bytes);
       socket.end();
-      await until(() => relay.sockets.connections === 0, 'it is out');
+      await until(() => relay.sockets.roster.size === 0, 'it is out');
     }
     await expectHealthy(relay);
   });
@@ -179,7 +179,7 @@ describe('connections that go wrong', () => {
       if (i % 2) controller.close();
       else controller.ws.terminate();
       await Promise.all([target.closed, controller.closed]);
-      await until(() => relay.sockets.connections === 0, 'both are gone');
+      await until(() => relay.sockets.roster.size === 0, 'both are gone');
     }
     await expectHealthy(relay);
   });
@@ -208,13 +208,13 @@ describe('a peer that does not read', () => {
   test('of refusals either', async () => {
     const relay = await startRelay({ maxBacklogBytes: 1024, maxControlFrames: 1_000_000 });
     const deaf = await raw(relay, UPGRADE);
-    await until(() => relay.sockets.connections === 1, 'it is in');
+    await until(() => relay.sockets.roster.size === 1, 'it is in');
     deaf.pause();
     const flood = Buffer.concat(Array.from({ length: 10_000 }, () => frame('{"type":"done"}')));
-    for (let i = 0; i < 100 && relay.sockets.connections > 0; i += 1) {
+    for (let i = 0; i < 100 && relay.sockets.roster.size > 0; i += 1) {
       await new Promise((resolve) => deaf.write(flood, resolve));
     }
-    await until(() => relay.sockets.connections === 0, 'it is out');
+    await until(() => relay.sockets.roster.size === 0, 'it is out');
     deaf.destroy();
     await expectHealthy(relay);
   });

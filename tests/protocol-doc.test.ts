@@ -109,7 +109,7 @@ test('PROTOCOL.md has every code, and no other', () => {
   expect(cells('errors', 1)).toEqual(Object.keys(errorCodes));
   expect(cells('rejects', 1)).toEqual(Object.keys(rejectReasons));
   expect(cells('closes', 2)).toEqual(
-    Object.values(closes).map(({ code, reason }) => `${code} ${reason}`),
+    Object.entries(closes).map(([reason, { code }]) => `${code} ${reason}`),
   );
 });
 

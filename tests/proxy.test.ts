@@ -272,11 +272,11 @@ describe.skipIf(!caddy || !redisServer)('two relays behind Caddy, by turns', () 
   test('one that drains is passed over, and one that is gone', async () => {
     const { url, relays } = await cluster();
     for (const relay of relays) {
-      relay.sockets.draining = true;
+      relay.sockets.roster.draining = true;
       await untilPassedOver(url, relay);
       await pair(url);
       await pair(url);
-      relay.sockets.draining = false;
+      relay.sockets.roster.draining = false;
     }
     await relays[0].server.stop();
     await pair(url);
@@ -292,7 +292,7 @@ async function untilPassedOver(url: string, relay: TestRelay): Promise<void> {
     well = ok ? well + 1 : 0;
     await Bun.sleep(20);
   }
-  expect(relay.sockets.draining).toBe(true);
+  expect(relay.sockets.roster.draining).toBe(true);
 }
 
 describe('no proxy', () => {

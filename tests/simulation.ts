@@ -3,10 +3,13 @@
  * cluster, with everything between them (sockets, Redis, the network, crashes) played from a seed. The same seed plays
  * the same story.
  */
-import type { Bus, Script } from '../src/bus.ts';
-import { BEAT_MS, Cluster } from '../src/cluster.ts';
+import type { Bus } from '../src/bus.ts';
+import { Cluster } from '../src/cluster.ts';
+import { BEAT_MS } from '../src/reach.ts';
 import { type Config, readOptions } from '../src/config.ts';
-import { Connection, Sockets } from '../src/socket.ts';
+import { Connection } from '../src/connection.ts';
+import { type Script, TIMELESS } from '../src/scripts.ts';
+import { Sockets } from '../src/socket.ts';
 import { type Frame, memoryLog } from './support.ts';
 import { seeded } from './random.ts';
 
@@ -246,9 +249,7 @@ class SimulatedBus implements Bus {
 
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
     const { world, redis } = this.#network;
-    const deadline = ['beat', 'release', 'resign'].includes(script)
-      ? Infinity
-      : world.now + COMMAND_TIMEOUT_MS;
+    const deadline = TIMELESS.has(script) ? Infinity : world.now + COMMAND_TIMEOUT_MS;
     return this.#send(() => {
       const answer = redis.run(script, keys, values, world.now, deadline);
       if (script === 'beat') this.#network.publish(String(values[1]), String(values[2]));
@@ -367,7 +368,7 @@ export class Instance {
       log: this.log,
       now,
     });
-    this.sockets.cluster = this.cluster;
+    this.sockets.join(this.cluster);
     this.handlers = this.sockets.handlers;
     this.#world = world;
   }

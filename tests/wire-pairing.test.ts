@@ -345,7 +345,7 @@ describe('limits of a session', () => {
     target.send(data('x'.repeat(room + 1)));
     expect((await target.closed).code).toBe(1009);
     await controller.expectError('peer_disconnected');
-    await until(() => relay.sockets.connections === 1, 'the socket is gone');
+    await until(() => relay.sockets.roster.size === 1, 'the socket is gone');
   });
 
   test('ten malformed frames, of any kind, text or binary, close with 1008', async () => {

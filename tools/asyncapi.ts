@@ -126,7 +126,7 @@ export const document = {
         ]),
       },
       bindings: { ws: { method: 'GET' } },
-      'x-close-codes': Object.values(closes),
+      'x-close-codes': Object.entries(closes).map(([reason, { code }]) => ({ code, reason })),
     },
   },
   operations: {
