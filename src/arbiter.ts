@@ -48,7 +48,7 @@ export class Alone implements Arbiter {
     const now = this.#now();
     if (
       limits.failedCodes.isSpent(target.client, now) ||
-      limits.withdrawnListens.isSpent(target.client, now)
+      limits.listens.isSpent(target.client, now)
     ) {
       return 'rate_limited';
     }
@@ -57,7 +57,9 @@ export class Alone implements Arbiter {
       ? 'otc_in_use'
       : sessions.open(target, otc, now);
     if (session === 'otc_in_use') return this.#failed(target, otc, session, now);
-    return typeof session === 'string' ? session : undefined;
+    if (typeof session === 'string') return session;
+    limits.listens.add(target.client, now);
+    return undefined;
   }
 
   connect(controller: Connection, otc: string): ErrorCode | undefined {

@@ -4,6 +4,7 @@ import type { Bus } from './bus.ts';
 import type { Config } from './config.ts';
 import type { Clock, Connection } from './connection.ts';
 import type { Session } from './pairing.ts';
+import { isReason } from './protocol.ts';
 
 /** Claims that are renewed at once when Redis is back. */
 const RENEW_BATCH = 500;
@@ -12,6 +13,9 @@ export type Owned = Session<Connection> | Watch<Connection>;
 
 export const isClaim = (answer: string): boolean => answer.includes('.');
 export const ownerOf = (claim: string): string => claim.slice(0, claim.indexOf('.'));
+/** What is said to clients, and counted, is the protocol's words, whatever stands in Redis. */
+const isAnswer = (answer: string): boolean =>
+  ['ok', 'late', 'counted', 'burned'].includes(answer) || isClaim(answer) || isReason(answer);
 const hash = (jti: string): string =>
   Buffer.from(Bun.SHA256.hash(jti).buffer).toString('base64url');
 
@@ -67,11 +71,12 @@ export class Claims {
 
   /** @returns `ok` and the claim, or why not. */
   async claimCode(client: string, otc: string): Promise<[answer: string, claim: string]> {
-    const { sessionTtlMs, maxFailedCodes, maxFailedPerCode } = this.#parts.config;
+    const { sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens } = this.#parts.config;
     const claim = this.#newClaim();
     const key = this.#code(otc);
-    const values = [claim, sessionTtlMs, maxFailedCodes, maxFailedPerCode];
-    const answer = await this.#ask('claimCode', [...this.#limits(client, otc), key], values);
+    const keys = [...this.#limits(client, otc), key, this.key('listens-by', client)];
+    const values = [claim, sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens];
+    const answer = await this.#ask('claimCode', keys, values);
     if (answer === 'relay_unavailable') this.#orphans.push([key, claim]);
     return [answer, claim];
   }
@@ -190,6 +195,7 @@ export class Claims {
     if (!isUp()) return 'relay_unavailable';
     try {
       const answer = String(await bus.run(script, keys, values));
+      if (!isAnswer(answer)) throw new Error('it answers what none of the scripts does');
       return answer === 'late' || !isUp() ? 'relay_unavailable' : answer;
     } catch (error) {
       onFault(error);

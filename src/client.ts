@@ -11,7 +11,7 @@
  * const answer = await channel.receive();
  * await channel.done();
  */
-import { closes, type CloseReason, errorCodes, rejectReasons } from './codes.ts';
+import { closes, type CloseReason, errorCodes, isReason, rejectReasons } from './codes.ts';
 
 /** How long anything waits unless told otherwise, in milliseconds. */
 const DEFAULT_TIMEOUT_MS = 60_000;
@@ -504,12 +504,8 @@ function decode(data: unknown): Frame | undefined {
 
 /** What the relay, or through it a controller, gave as the reason. */
 function spokenError(reason: unknown, otherwise: 'unexpected_frame' | 'rejected'): RelayError {
-  const isKnown =
-    typeof reason === 'string' &&
-    (Object.hasOwn(errorCodes, reason) || Object.hasOwn(rejectReasons, reason));
-  return isKnown
-    ? new RelayError(reason as RelayErrorCode)
-    : new RelayError(otherwise, typeof reason === 'string' ? reason : undefined);
+  if (typeof reason !== 'string') return new RelayError(otherwise);
+  return isReason(reason) ? new RelayError(reason) : new RelayError(otherwise, reason);
 }
 
 function closeError(code: number, reason: string): RelayError {

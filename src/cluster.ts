@@ -224,11 +224,10 @@ export class Cluster implements Arbiter {
   }
 
   async #listen(target: Connection, otc: string): Promise<string | undefined> {
-    const { roster, sessions, limits } = this.#sockets;
+    const { roster, sessions } = this.#sockets;
     if (target.session || target.remote?.session) return 'already_in_session';
     if (roster.draining) return 'relay_draining';
     if (!this.isUp) return 'relay_unavailable';
-    if (limits.withdrawnListens.isSpent(target.client, this.#now())) return 'rate_limited';
     const [answer, claim] = await this.#claims.claimCode(target.client, otc);
     if (answer !== 'ok') return answer;
     const now = this.#now();

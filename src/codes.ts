@@ -37,6 +37,10 @@ export const rejectReasons = {
 
 export type RejectReason = keyof typeof rejectReasons | ErrorCode;
 
+/** Whether a text is one of the codes above. */
+export const isReason = (text: string): text is RejectReason =>
+  Object.hasOwn(errorCodes, text) || Object.hasOwn(rejectReasons, text);
+
 /** Why the relay closes a socket: the close reason, with its close code. */
 export const closes = {
   relay_shutting_down: {

@@ -202,13 +202,13 @@ export const settings = {
     'Failed code attempts per client in any 60 s.',
   ),
 
-  /** `listen`s that a client has taken back before a controller came, in any 60 s, until it may not listen. Default 3,000. */
-  maxWithdrawnListens: integer(
-    'AMESH_MAX_WITHDRAWN_LISTENS',
+  /** `listen`s that a client has had accepted in any 60 s, until it may not listen. Default 3,000. */
+  maxListens: integer(
+    'AMESH_MAX_LISTENS',
     3000,
     1,
     1_000_000,
-    '`listen` taken back before a controller came, per client in any 60 s.',
+    'Accepted `listen` per client in any 60 s.',
   ),
 
   /** Failed attempts on one code, from all clients, in any 60 s, until it is burned. Default 5. */

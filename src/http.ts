@@ -40,7 +40,8 @@ export function createHttp(
     http.get('/', async (c) => {
       const { headers } = c.req.raw;
       const host = headers.get('host') ?? '';
-      if (!HOST.test(host)) return c.json({ error: 'invalid_host' }, 400);
+      if (!HOST.test(host) || !URL.canParse(`ws://${host}`))
+        return c.json({ error: 'invalid_host' }, 400);
       const { address, source } = caller(headers, c.env.peer);
       const facts: Facts = {
         name: pkg.name,
@@ -73,9 +74,9 @@ export function createHttp(
   );
 
   const paths = ['/health', '/ws', ...(surroundings ? ['/'] : [])];
-  http.on(['POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'], paths, (c) =>
-    c.json({ error: 'method_not_allowed' }, 405, { allow: 'GET, HEAD' }),
-  );
+  for (const path of paths) {
+    http.all(path, (c) => c.json({ error: 'method_not_allowed' }, 405, { allow: 'GET, HEAD' }));
+  }
   http.notFound((c) => c.json({ error: 'not_found' }, 404));
   http.onError((_error, c) => c.json({ error: 'internal_error' }, 500));
   return http;

@@ -40,6 +40,8 @@ export class Attempts {
   add(key: string, now: number): void {
     const times = this.#book.get(key) ?? [];
     if (!this.#book.delete(key) && this.#book.size >= this.#maxKeys) return;
+    const fresh = times.findIndex((time) => now - time < WINDOW_MS);
+    times.splice(0, fresh === -1 ? times.length : fresh);
     if (times.length === this.#max) times.shift();
     times.push(now);
     this.#book.set(key, times);
@@ -80,14 +82,15 @@ export class Tally {
 export class Limits {
   readonly failedCodes: Attempts;
   readonly failedPerCode: Attempts;
-  readonly withdrawnListens: Attempts;
+  /** That a `listen` was accepted tells that nobody else has the code: without a limit, a way to try them all. */
+  readonly listens: Attempts;
   readonly watchAttempts: Attempts;
   readonly refusedInits: Attempts;
 
   constructor(config: Config) {
     this.failedCodes = new Attempts(config.maxFailedCodes);
     this.failedPerCode = new Attempts(config.maxFailedPerCode);
-    this.withdrawnListens = new Attempts(config.maxWithdrawnListens);
+    this.listens = new Attempts(config.maxListens);
     this.watchAttempts = new Attempts(config.maxWatches);
     this.refusedInits = new Attempts(config.maxRefusedInits);
   }

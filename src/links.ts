@@ -6,7 +6,7 @@
 import type { Answers } from './answers.ts';
 import { Connection } from './connection.ts';
 import type { Loss, Peer, Post } from './post.ts';
-import { type ErrorCode, frames } from './protocol.ts';
+import { type ErrorCode, frames, isReason } from './protocol.ts';
 import { DirectWire, nowhere, type Pipe, Remote } from './remote.ts';
 import type { Sessions } from './sessions.ts';
 import type { Watches } from './watches.ts';
@@ -143,7 +143,7 @@ export class Links {
         if (pipe.jti === undefined && connection.remote) connection.remote.session = pipe;
         return pipe.opened.resolve(undefined);
       case 'no':
-        return this.#drop(pipe, what[1]);
+        return this.#drop(pipe, isReason(what[1]) ? what[1] : 'relay_unavailable');
       case 'end':
         pipe.late = pipe.sent - what[1];
         return this.#drop(pipe);

@@ -136,6 +136,8 @@ export class RedisBus implements Bus {
     this.#problem = [this.#url.password, this.#url.username]
       .filter((secret) => secret !== '')
       .reduce((text, secret) => text.replaceAll(secret, '***'), line)
+      // What looks like a pairing code is none of ours to repeat.
+      .replaceAll(/\d{6,}/g, '…')
       .slice(0, 200);
     return new Error(this.#problem);
   }

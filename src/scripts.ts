@@ -12,6 +12,11 @@ local function spent(key, max)
     and now - redis.call('LINDEX', key, -tonumber(max)) < ${WINDOW_MS}
 end
 local function count(key, max)
+  local oldest = redis.call('LINDEX', key, 0)
+  while oldest and now - oldest >= ${WINDOW_MS} do
+    redis.call('LPOP', key)
+    oldest = redis.call('LINDEX', key, 0)
+  end
   if redis.call('RPUSH', key, now) > tonumber(max) then redis.call('LPOP', key) end
   redis.call('PEXPIRE', key, ${WINDOW_MS})
 end
@@ -31,13 +36,14 @@ end
 // ARGV[1] and ARGV[2] are the prelude's.
 const scripts = {
   claimCode: `
-    local claim, ttl, maxClient, maxCode = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-    if spent(KEYS[1], maxClient) then return 'rate_limited' end
+    local claim, ttl, maxClient, maxCode, maxListens = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+    if spent(KEYS[1], maxClient) or spent(KEYS[4], maxListens) then return 'rate_limited' end
     if spent(KEYS[2], maxCode) or held(KEYS[3]) then
       failed(KEYS[1], maxClient, KEYS[2], maxCode)
       return 'otc_in_use'
     end
     redis.call('SET', KEYS[3], claim, 'PX', ttl)
+    count(KEYS[4], maxListens)
     return 'ok'`,
   findCode: `
     local maxClient, maxCode = ARGV[3], ARGV[4]

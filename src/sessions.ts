@@ -2,7 +2,6 @@
 import type { Answers } from './answers.ts';
 import type { Arbiter } from './arbiter.ts';
 import type { Clock, Connection } from './connection.ts';
-import type { Limits } from './limits.ts';
 import type { Pairing, Session } from './pairing.ts';
 import { type CloseReason, type ErrorCode, frames } from './protocol.ts';
 import type { Roster } from './roster.ts';
@@ -14,7 +13,6 @@ interface Parts {
   pairing: Pairing<Connection>;
   answers: Answers;
   roster: Roster;
-  limits: Limits;
   stats: Stats;
 }
 
@@ -24,15 +22,13 @@ export class Sessions {
   readonly #pairing: Pairing<Connection>;
   readonly #answers: Answers;
   readonly #roster: Roster;
-  readonly #limits: Limits;
   readonly #stats: Stats;
   readonly #now: Clock;
 
-  constructor({ pairing, answers, roster, limits, stats }: Parts, now: Clock) {
+  constructor({ pairing, answers, roster, stats }: Parts, now: Clock) {
     this.#pairing = pairing;
     this.#answers = answers;
     this.#roster = roster;
-    this.#limits = limits;
     this.#stats = stats;
     this.#now = now;
   }
@@ -105,8 +101,6 @@ export class Sessions {
 
   /** One side is through. The other hears it behind all that was sent before, and the session is forgotten. */
   leave(leaver: Connection, session: Session<Connection>, farewell: string): void {
-    // To take a code and give it back tells that nobody else has it: a way to try codes that never fails.
-    if (!session.controller) this.#limits.withdrawnListens.add(leaver.client, this.#now());
     const isHeard = !session.controller || leaver.ws.publishText(session.otc, farewell) !== 0;
     this.end(session);
     if (!isHeard) this.closePair(session, 'slow_consumer');

@@ -313,7 +313,17 @@ describe.skipIf(!redisServer)('what counts together', () => {
     const keys = (await redis.command('KEYS', '*')).split('\n');
     const kinds = new Set(keys.map((key) => key.split(':')[1]));
     expect(kinds).toEqual(
-      new Set(['alive', 'burnt', 'code', 'codes-by', 'inits-by', 'jti', 'tries', 'watches-by']),
+      new Set([
+        'alive',
+        'burnt',
+        'code',
+        'codes-by',
+        'inits-by',
+        'jti',
+        'listens-by',
+        'tries',
+        'watches-by',
+      ]),
     );
     for (const key of keys) {
       expect(key).toStartWith('mine:');

@@ -64,7 +64,7 @@ async function expectHealthy(relay: TestRelay): Promise<void> {
     burnt: 0,
     failedCodes: 0,
     failedPerCode: 0,
-    withdrawnListens: 0,
+    listens: 0,
     watchAttempts: 0,
     refusedInits: 0,
   });

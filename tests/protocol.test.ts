@@ -263,6 +263,15 @@ test('brackets are counted outside of strings alone', () => {
   ]) {
     expect(parse(`{"type":"done","junk":${nested}}`)).toEqual({ malformed: 'invalid_message' });
   }
-  const flat = Array.from({ length: 2000 }, () => [[]]);
+  const flat = [...Array.from({ length: 60 }, () => [[]]), '[{'.repeat(1000)];
   expect(parse(JSON.stringify({ type: 'done', flat }))).toEqual({ type: 'done' });
+});
+
+test('a long frame has few fields: reading thousands of them costs too much', () => {
+  const fields = (count: number): string =>
+    Array.from({ length: count }, (_, i) => `,"${'x'.repeat(20)}${i}":0`).join('');
+  expect(parse(`{"type":"done"${fields(64)}}`)).toEqual({ type: 'done' });
+  expect(parse(`{"type":"done"${fields(65)}}`)).toEqual({ malformed: 'invalid_message' });
+  const payload = '","'.repeat(500);
+  expect(parse(JSON.stringify({ type: 'data', payload }))).toEqual({ type: 'data', payload });
 });

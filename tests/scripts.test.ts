@@ -54,8 +54,8 @@ test.skipIf(!redisServer)(
     const jti = (): string => `p:jti:${pick(['1', '2'])}`;
     const questions: Record<Script, () => [string[], (string | number)[]]> = {
       claimCode: () => [
-        [client(), tries(), code()],
-        [pick(claims), long, 15, 10],
+        [client(), tries(), code(), `p:listens-by:${pick(['x', 'y', 'z'])}`],
+        [pick(claims), long, 15, 10, 20],
       ],
       findCode: () => [
         [client(), tries(), code()],

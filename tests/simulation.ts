@@ -107,16 +107,17 @@ export class ModelRedis {
     deadline: number,
   ): unknown {
     if (now > deadline) return 'late';
-    const [one, two, three] = keys as [string, string, string];
-    const [a, b, c, d] = values as [string, number, number, number];
+    const [one, two, three, four] = keys as [string, string, string, string];
+    const [a, b, c, d, e] = values as [string, number, number, number, number];
     switch (script) {
       case 'claimCode':
-        if (this.#spent(one, c, now)) return 'rate_limited';
+        if (this.#spent(one, c, now) || this.#spent(four, e, now)) return 'rate_limited';
         if (this.#spent(two, d, now) || this.#held(three, now)) {
           this.#failed(keys, c, d, now);
           return 'otc_in_use';
         }
         this.#set(three, a, b, now);
+        this.#count(four, e, now);
         return 'ok';
       case 'findCode': {
         if (this.#spent(one, Number(a), now)) return 'rate_limited';

@@ -1,0 +1,53 @@
+/** Every `listen` that is accepted tells that nobody else has the code: so many, and no more. */
+import { expect, test } from 'bun:test';
+import { isNotForTwo, openClient, startRelay, until } from './support.ts';
+
+const listen = (otc: string) => ({ type: 'listen', otc });
+const connect = (otc: string) => ({ type: 'connect', otc });
+const open = { type: 'ack', message: 'session_open' };
+
+test('sixty in any 60 s, whatever became of them, where sixty is the limit', async () => {
+  if (isNotForTwo('time passes in Redis too')) return;
+  const relay = await startRelay({ idleMs: 3_600_000, maxListens: 60 });
+  // Paired with oneself, and finished: an oracle like any other.
+  for (let i = 0; i < 20; i += 1) {
+    const { target, controller } = await relay.pair(String(i).padStart(6, '0'));
+    target.send({ type: 'done' });
+    await controller.expect({ type: 'done' });
+    target.close();
+    controller.close();
+  }
+  const expiring = await relay.connect();
+  expiring.send(listen('100000'));
+  await expiring.expect(open);
+  relay.pass(30_000);
+  const client = await relay.connect();
+  for (let i = 0; i < 38; i += 1) {
+    client.send(listen(`1000${i + 10}`));
+    await client.expect(open);
+    client.send({ type: 'done' });
+  }
+  const leaver = await relay.connect();
+  leaver.send(listen('200000'));
+  await leaver.expect(open);
+  leaver.close();
+  await until(() => relay.sockets.pairing.size === 0, 'the leaver is gone');
+  await client.refused(listen('300000'), 'rate_limited');
+  // What did not succeed is counted elsewhere, and nobody else is touched.
+  await client.refused(connect('300000'), 'otc_not_found');
+  expect(relay.sockets.limits.books.failedCodes).toBe(1);
+  relay.pass(30_000);
+  client.send(listen('300000'));
+  await client.expect(open);
+});
+
+test('one client’s do not count against another', async () => {
+  const relay = await startRelay({ trustProxy: '1', maxListens: 1 });
+  for (const address of ['203.0.113.1', '203.0.113.2']) {
+    const client = await openClient(relay.url, { headers: { 'x-forwarded-for': address } });
+    client.send(listen(`00000${address.at(-1)}`));
+    await client.expect(open);
+    client.send({ type: 'done' });
+    await client.refused(listen('999999'), 'rate_limited');
+  }
+});
