@@ -5,17 +5,25 @@ import type { Config } from './config.ts';
 import type { Clock, Connection } from './connection.ts';
 import type { Session } from './pairing.ts';
 import { isReason } from './protocol.ts';
+import type { Script } from './scripts.ts';
 
 /** Claims that are renewed at once when Redis is back. */
 const RENEW_BATCH = 500;
 
 export type Owned = Session<Connection> | Watch<Connection>;
 
-export const isClaim = (answer: string): boolean => answer.includes('.');
+/** Whose it is, and which of theirs. */
+const CLAIM = /^[\w-]+\.\d+$/;
+export const isClaim = (answer: string): boolean => CLAIM.test(answer);
 export const ownerOf = (claim: string): string => claim.slice(0, claim.indexOf('.'));
-/** What is said to clients, and counted, is the protocol's words, whatever stands in Redis. */
-const isAnswer = (answer: string): boolean =>
-  ['ok', 'late', 'counted', 'burned'].includes(answer) || isClaim(answer) || isReason(answer);
+/** What each script answers where it does not refuse. Anything else is not believed, and repeated to nobody. */
+const SUCCESSES = {
+  claimCode: /^ok$/,
+  findCode: CLAIM,
+  fail: /^(?:counted|burned)$/,
+  claimWatch: /^ok$/,
+  init: CLAIM,
+} as const satisfies Partial<Record<Script, RegExp>>;
 const hash = (jti: string): string =>
   Buffer.from(Bun.SHA256.hash(jti).buffer).toString('base64url');
 
@@ -187,7 +195,7 @@ export class Claims {
   }
 
   async #ask(
-    script: 'claimCode' | 'findCode' | 'fail' | 'claimWatch' | 'init',
+    script: keyof typeof SUCCESSES,
     keys: string[],
     values: (string | number)[],
   ): Promise<string> {
@@ -195,8 +203,9 @@ export class Claims {
     if (!isUp()) return 'relay_unavailable';
     try {
       const answer = String(await bus.run(script, keys, values));
-      if (!isAnswer(answer)) throw new Error('it answers what none of the scripts does');
-      return answer === 'late' || !isUp() ? 'relay_unavailable' : answer;
+      if (answer === 'late' || !isUp()) return 'relay_unavailable';
+      if (SUCCESSES[script].test(answer) || isReason(answer)) return answer;
+      throw new Error('it answers what the scripts do not');
     } catch (error) {
       onFault(error);
       return 'relay_unavailable';

@@ -20,8 +20,6 @@ import { DirectWire } from './remote.ts';
 import type { Sockets } from './socket.ts';
 import { Room, Turns } from './turns.ts';
 
-const MAX_WAITING_BYTES = 64 * 1024 * 1024;
-
 interface Parts {
   /** This instance, in this life of it: nobody else's name, ever. */
   id: string;
@@ -41,7 +39,7 @@ export class Cluster implements Arbiter {
   readonly #post: Post;
   readonly #links: Links;
   readonly #turns: Turns;
-  readonly #room = new Room(MAX_WAITING_BYTES);
+  readonly #room = new Room();
 
   constructor({ id, config, sockets, bus, log, now }: Parts) {
     this.id = id;

@@ -102,7 +102,10 @@ export class Links {
       over: Promise.withResolvers(),
       send: (frame) => {
         pipe.sent += 1;
-        this.#post.send(peer, ['owner', number, frame]);
+        if (this.#post.sendFrame(peer, 'owner', number, frame, connection.client)) return;
+        this.#post.send(peer, ['owner', number, ['slow']]);
+        this.#drop(pipe);
+        this.#parts.answers.close(connection, 'slow_consumer');
       },
     };
     peer.pipes.set(number, pipe);
@@ -243,10 +246,8 @@ export class Links {
     far.remote = Object.assign(new Remote(), { link });
     far.ws = new DirectWire(far, {
       ...nowhere,
-      sendText: (frame) => {
-        post(frame);
-        return frame.length;
-      },
+      sendText: (frame) =>
+        this.#post.sendFrame(peer, 'edge', number, frame, client) ? frame.length : 0,
       close: (code = 1000, reason = '') => post(['close', code, reason]),
     });
     peer.fars.set(number, far);

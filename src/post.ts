@@ -42,6 +42,8 @@ export class Peer {
   itsStream: number | undefined;
   expected = 0;
   outbox: Item[] = [];
+  /** The frames in the outbox, and whose they are. */
+  waiting: [client: string, frame: string][] = [];
   /** Peers of ours whose sockets are over there, by link. */
   readonly fars = new Map<number, Connection>();
   /** Sockets of ours whose owner is over there, by link. */
@@ -96,21 +98,36 @@ export class Post {
     if (peer.outbox.push(item) === 1) queueMicrotask(() => this.#flush(peer));
   }
 
+  /** Sends a client's frame, for which there may be no room. @returns Whether it is on its way. */
+  sendFrame(
+    peer: Peer,
+    to: 'edge' | 'owner',
+    link: number,
+    frame: string,
+    client: string,
+  ): boolean {
+    if (this.#peers.get(peer.id) !== peer) return true;
+    if (!this.#parts.room.enter(client, frame)) return false;
+    peer.waiting.push([client, frame]);
+    this.send(peer, [to, link, frame]);
+    return true;
+  }
+
   /** Sends what a peer is to hear, all that one event has brought in one message. */
   #flush(peer: Peer): void {
     const { id, bus, room, channelOf, isUp, onFault } = this.#parts;
-    if (!isUp() || this.#peers.get(peer.id) !== peer) return;
+    const { waiting } = peer;
+    const gone = (): void => {
+      for (const [client, frame] of waiting) room.leave(client, frame);
+    };
+    peer.waiting = [];
+    if (!isUp() || this.#peers.get(peer.id) !== peer) return gone();
     const envelope: Envelope = [id, peer.stream, peer.sent, peer.outbox];
     peer.sent += 1;
     peer.outbox = [];
-    const text = JSON.stringify(envelope);
-    if (!room.has(text.length)) return onFault(new Error('it is too slow'));
-    room.used += text.length;
     bus
-      .publish(channelOf(peer.id), text)
-      .finally(() => {
-        room.used -= text.length;
-      })
+      .publish(channelOf(peer.id), JSON.stringify(envelope))
+      .finally(gone)
       .then((heard) => {
         if (heard > 0 || this.#peers.get(peer.id) !== peer) return;
         this.lose(peer, 'peer_disconnected');

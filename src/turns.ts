@@ -6,17 +6,35 @@ import { DirectWire, nowhere, Remote } from './remote.ts';
 /** What a waiting frame costs beside its bytes. */
 const FRAME_OVERHEAD_BYTES = 64;
 
-/** Bytes that may wait in this process, for Redis and behind questions to it, from all sockets together. */
-export class Room {
-  used = 0;
-  readonly #max: number;
+/** Bytes that may wait in this process, for Redis and behind questions to it: of all clients together, and of one. */
+const MAX_WAITING_BYTES = 64 * 1024 * 1024;
+const MAX_WAITING_BYTES_PER_CLIENT = MAX_WAITING_BYTES / 16;
 
-  constructor(max: number) {
-    this.#max = max;
+/** What waits, so that nobody fills the process, nor keeps others out of the line to Redis. */
+export class Room {
+  #used = 0;
+  readonly #byClient = new Map<string, number>();
+
+  get used(): number {
+    return this.#used;
   }
 
-  has(bytes: number): boolean {
-    return this.used + bytes <= this.#max;
+  /** @returns Whether a client's frame may wait; then `leave` has to follow. */
+  enter(client: string, frame: string | Buffer): boolean {
+    const bytes = frame.length + FRAME_OVERHEAD_BYTES;
+    const held = (this.#byClient.get(client) ?? 0) + bytes;
+    if (this.#used + bytes > MAX_WAITING_BYTES || held > MAX_WAITING_BYTES_PER_CLIENT) return false;
+    this.#used += bytes;
+    this.#byClient.set(client, held);
+    return true;
+  }
+
+  leave(client: string, frame: string | Buffer): void {
+    const bytes = frame.length + FRAME_OVERHEAD_BYTES;
+    const left = (this.#byClient.get(client) ?? 0) - bytes;
+    this.#used -= bytes;
+    if (left > 0) this.#byClient.set(client, left);
+    else this.#byClient.delete(client);
   }
 }
 
@@ -40,11 +58,10 @@ export class Turns {
     const { remote } = connection;
     if (!remote?.queue) return received(connection, frame);
     const bytes = frame.length + FRAME_OVERHEAD_BYTES;
-    if (remote.queuedBytes + bytes > maxBacklogBytes || !room.has(bytes)) {
+    if (remote.queuedBytes + bytes > maxBacklogBytes || !room.enter(connection.client, frame)) {
       return answers.close(connection, 'too_many_frames');
     }
     remote.queuedBytes += bytes;
-    room.used += bytes;
     remote.queue.push(frame);
   }
 
@@ -70,9 +87,8 @@ export class Turns {
     remote.queue = undefined;
     for (const [i, frame] of queue.entries()) {
       if (frame === undefined) return gone(connection);
-      const bytes = frame.length + FRAME_OVERHEAD_BYTES;
-      remote.queuedBytes -= bytes;
-      room.used -= bytes;
+      remote.queuedBytes -= frame.length + FRAME_OVERHEAD_BYTES;
+      room.leave(connection.client, frame);
       if (!remote.isClosed) received(connection, frame);
       if (remote.queue) {
         (remote.queue as typeof queue).push(...queue.slice(i + 1));
