@@ -1,6 +1,7 @@
 /** The figures in SECURITY.md, against the defaults and a relay that has them. */
 import { expect, test } from 'bun:test';
 import { join } from 'node:path';
+import { BURNT_TTL_MS } from '../src/bootstrap.ts';
 import { readOptions } from '../src/config.ts';
 import { MAX_KEYS } from '../src/limits.ts';
 import { startRelay, type TestRelay } from './support.ts';
@@ -14,7 +15,11 @@ const CODES = 1_000_000;
 const text = (value: number): string => Math.round(value).toLocaleString('en-US');
 
 test('SECURITY.md computes with the defaults', () => {
-  const { maxFailedCodes, sessionTtlMs, maxConnections, maxConnectionsPerClient } = limits;
+  const { maxFailedCodes, maxListens, sessionTtlMs, maxConnections, maxConnectionsPerClient } =
+    limits;
+  const byListen = maxFailedCodes + maxListens;
+  const byFew = maxFailedCodes + 60;
+  const burntByOne = limits.maxWatches * 60 * (BURNT_TTL_MS / 3_600_000);
   // A code lives shorter than the window of the limit, so the limit is the number of guesses.
   expect(sessionTtlMs).toBeLessThan(60_000);
   for (const claim of [
@@ -23,6 +28,10 @@ test('SECURITY.md computes with the defaults', () => {
     `65,536 × ${maxFailedCodes} = ${text(65_536 * maxFailedCodes)} | 1 in ${text(CODES / (65_536 * maxFailedCodes))} |`,
     `${text(CODES / maxFailedCodes)} minutes on average, ${text(CODES / maxFailedCodes / 1440)} days`,
     `kept for ${text(MAX_KEYS)} clients`,
+    `${maxFailedCodes} + ${text(maxListens)} = ${text(byListen)} codes in 30 s for one address, 1 in ${text(CODES / byListen)}, and ${text(CODES / maxListens)} minutes on average`,
+    `\`AMESH_MAX_LISTENS=60\` makes it ${byFew} codes, 1 in ${text(CODES / byFew)}, and 1 in ${text(CODES / byFew / 1000)} for a thousand`,
+    `${limits.maxWatches} ids a minute of its own making, ${text(burntByOne)} in 25 hours; ${Math.ceil(limits.maxBurnt / burntByOne)} of them fill the list`,
+    `${Math.ceil(limits.maxBurnt / burntByOne)} all token ids`,
     `${maxConnectionsPerClient} per address, 1 in ${text(CODES / maxConnectionsPerClient)} `,
     `all ${text(maxConnections)} connections (40 × ${maxConnectionsPerClient} = ${text(40 * maxConnectionsPerClient)})`,
     `one new id in ${Math.round(2 ** 56 / limits.maxBurnt / 1e10) * 10} billion`,
