@@ -7,8 +7,8 @@ import { DirectWire, nowhere, Remote } from './remote.ts';
 const FRAME_OVERHEAD_BYTES = 64;
 
 /** Bytes that may wait in this process, for Redis and behind questions to it: of all clients together, and of one. */
-const MAX_WAITING_BYTES = 64 * 1024 * 1024;
-const MAX_WAITING_BYTES_PER_CLIENT = MAX_WAITING_BYTES / 16;
+export const MAX_WAITING_BYTES = 64 * 1024 * 1024;
+export const MAX_WAITING_BYTES_PER_CLIENT = MAX_WAITING_BYTES / 16;
 
 /** What waits, so that nobody fills the process, nor keeps others out of the line to Redis. */
 export class Room {

@@ -1,0 +1,215 @@
+/** What happens between instances when something goes wrong at a certain moment, on the simulation's clock. */
+import { describe, expect, test } from 'bun:test';
+import { MAX_WAITING_BYTES, MAX_WAITING_BYTES_PER_CLIENT, Room } from '../src/turns.ts';
+import { type Instance, SimulatedSocket, Simulation } from './simulation.ts';
+import type { Frame } from './support.ts';
+
+const OTC = '482916';
+const listen = { type: 'listen', otc: OTC };
+const connect = { type: 'connect', otc: OTC };
+const data = (payload: string) => ({ type: 'data', payload });
+const open = { type: 'ack', message: 'session_open' };
+const found = { type: 'peer_found' };
+const error = (code: string) => ({ type: 'error', code });
+const watch = { type: 'bootstrap_watch', jti: 'bt_1' };
+const watching = { type: 'bootstrap_watching', jti: 'bt_1' };
+
+class Party extends SimulatedSocket {
+  readonly heard: Frame[] = [];
+  code: number | undefined;
+
+  constructor(instance: Instance, client: string) {
+    super(instance, client);
+    this.onFrame = (frame) => this.heard.push(frame);
+    this.onClose = (code) => {
+      this.code = code;
+    };
+  }
+}
+
+async function instances() {
+  const simulation = new Simulation(1, 3);
+  const { world, network } = simulation;
+  await world.play(1000);
+  const [a, b, c] = simulation.instances as [Instance, Instance, Instance];
+  return { world, network, a, b, c };
+}
+
+/** A target on `a` and a controller on `b`, in one session. */
+async function across() {
+  const all = await instances();
+  const target = new Party(all.a, 'target');
+  const controller = new Party(all.b, 'controller');
+  target.send(listen);
+  await all.world.play(50);
+  controller.send(connect);
+  await all.world.play(50);
+  expect(target.heard.splice(0)).toEqual([open, found]);
+  expect(controller.heard.splice(0)).toEqual([found]);
+  return { ...all, target, controller };
+}
+
+test('a question that is lost is answered within three seconds, and is no failed code', async () => {
+  const { world, network, a, b } = await instances();
+  new Party(a, 'target').send(listen);
+  await world.play(50);
+  const controller = new Party(b, 'controller');
+  network.vanishing = 1;
+  controller.send(connect);
+  await world.play(1900);
+  expect(controller.heard).toEqual([]);
+  await world.play(1100);
+  expect(controller.heard.splice(0)).toEqual([error('relay_unavailable')]);
+  expect(network.redis.entries.has('amesh:codes-by:controller')).toBe(false);
+  controller.send(connect);
+  await world.play(50);
+  expect(controller.heard).toEqual([found]);
+});
+
+test('a code is its owner’s for as long as the pairing lasts', async () => {
+  const { world, a, b, c } = await instances();
+  const target = new Party(a, 'target');
+  target.send(listen);
+  await world.play(4000);
+  new Party(b, 'controller').send(connect);
+  await world.play(3000);
+  const other = new Party(c, 'other');
+  other.send(listen);
+  await world.play(50);
+  expect(other.heard).toEqual([error('otc_in_use')]);
+  expect(target.heard).toEqual([open, found]);
+});
+
+test('whose code another instance has taken meanwhile is told', async () => {
+  const { world, network, a } = await instances();
+  const target = new Party(a, 'target');
+  target.send(listen);
+  await world.play(50);
+  network.redis.entries.set(`amesh:code:${OTC}`, { value: 'i2.1', times: [], until: Infinity });
+  a.cutOff();
+  await world.play(1500);
+  expect(target.heard).toEqual([open, error('relay_unavailable')]);
+  expect(a.sockets.pairing.size).toBe(0);
+  target.send(listen);
+  await world.play(50);
+  expect(target.heard.at(-1)).toEqual(error('otc_in_use'));
+});
+
+test('what was sent before the end was known is answered', async () => {
+  const { world, target, controller } = await across();
+  target.send({ type: 'done' });
+  for (const payload of ['1', '2']) controller.send(data(payload));
+  await world.play(100);
+  expect(controller.heard).toEqual([{ type: 'done' }, error('no_session'), error('no_session')]);
+  expect(target.heard).toEqual([]);
+});
+
+test('what has outlived its time is out of the way before the sweeper comes', async () => {
+  const { world, a } = await instances();
+  const first = new Party(a, 'first');
+  first.send(listen);
+  await world.play(5004);
+  const second = new Party(a, 'second');
+  second.send(listen);
+  await world.play(20);
+  expect(first.heard).toEqual([open, error('otc_expired')]);
+  expect(second.heard).toEqual([open]);
+  second.close();
+
+  const watcher = new Party(a, 'first');
+  watcher.send(watch);
+  await world.play(300_004);
+  const next = new Party(a, 'second');
+  next.send(watch);
+  await world.play(20);
+  expect(watcher.heard).toEqual([watching, { ...error('watch_expired'), jti: 'bt_1' }]);
+  expect(next.heard).toEqual([watching]);
+});
+
+describe('while a question is under way', () => {
+  test('frames wait, up to a backlog', async () => {
+    const { world, a } = await instances();
+    const within = new Party(a, 'within');
+    const beyond = new Party(a, 'beyond');
+    within.send(listen);
+    beyond.send({ ...listen, otc: '000000' });
+    for (let i = 0; i < 16; i += 1) within.send(data('x'.repeat(60_000)));
+    for (let i = 0; i < 18; i += 1) beyond.send(data('x'.repeat(60_000)));
+    await world.play(50);
+    expect(within.code).toBeUndefined();
+    expect(within.heard.slice(0, 2)).toEqual([open, error('peer_not_connected')]);
+    expect(beyond.code).toBe(1008);
+    expect(a.sockets.cluster?.books.waitingBytes).toBe(0);
+  });
+
+  test('what waits behind the frame that ends a connection is not heard', async () => {
+    const { world, a } = await instances();
+    const party = new Party(a, 'party');
+    party.send(watch);
+    for (let i = 0; i < 10; i += 1) party.send({ type: 'nonsense' });
+    party.send(listen);
+    await world.play(100);
+    expect(party.code).toBe(1008);
+    expect(a.sockets.books).toMatchObject({ connections: 0, sessions: 0, watches: 0, claims: 0 });
+  });
+});
+
+test('a fault on one side of a link ends that connection alone, and is logged as ours', async () => {
+  const { world, a, b, target, controller } = await across();
+  const join = a.sockets.pairing.join.bind(a.sockets.pairing);
+  a.sockets.pairing.join = () => {
+    throw new Error(`with ${OTC} in its message`);
+  };
+  new Party(a, 'second').send({ ...listen, otc: '000000' });
+  await world.play(50);
+  const unlucky = new Party(b, 'unlucky');
+  unlucky.send({ ...connect, otc: '000000' });
+  controller.send(data('in the same breath'));
+  await world.play(100);
+  a.sockets.pairing.join = join;
+  expect(unlucky.code).toBe(1011);
+  expect(target.heard).toEqual([data('in the same breath')]);
+  const faults = a.log.lines.filter((line) => line.includes('internal error'));
+  expect(faults.length).toBe(1);
+  expect(faults[0]).not.toContain(OTC);
+  target.send(data('and on'));
+  await world.play(50);
+  expect(controller.heard).toEqual([data('and on')]);
+});
+
+test('one client’s flood across instances ends its own pairing, and no other', async () => {
+  const { world, a, b, target, controller } = await across();
+  const flooded = new Party(a, 'flooded');
+  flooded.send({ ...listen, otc: '000000' });
+  await world.play(50);
+  const flooder = new Party(b, 'flooder');
+  flooder.send({ ...connect, otc: '000000' });
+  await world.play(50);
+  for (let i = 0; i < 75; i += 1) flooder.send(data('x'.repeat(60_000)));
+  controller.send(data('in between'));
+  await world.play(200);
+  expect([flooder.code, flooded.code]).toEqual([4004, 4004]);
+  expect(target.heard).toEqual([data('in between')]);
+  expect(controller.code).toBeUndefined();
+  expect(b.sockets.cluster?.books.waitingBytes).toBe(0);
+});
+
+test('the room where frames wait has a share for each client, and an end', () => {
+  const room = new Room();
+  const frame = 'x'.repeat(60_000);
+  const fill = (client: string): number => {
+    let entered = 0;
+    while (room.enter(client, frame)) entered += 1;
+    return entered;
+  };
+  const share = fill('one');
+  expect(share).toBe(Math.floor(MAX_WAITING_BYTES_PER_CLIENT / 60_064));
+  room.leave('one', frame);
+  expect(fill('one')).toBe(1);
+  let clients = 1;
+  while (fill(`c${clients}`) > 0) clients += 1;
+  expect(room.used).toBeGreaterThan(MAX_WAITING_BYTES - 60_064);
+  expect(clients).toBeGreaterThanOrEqual(16);
+  for (let i = 0; i < share; i += 1) room.leave('one', frame);
+  expect(fill('late')).toBe(share);
+});
