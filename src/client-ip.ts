@@ -20,7 +20,15 @@ export interface Caller {
 /** An IPv4 address from the operating system, told from an IPv6 one. */
 const IPV4 = /^\d+\.\d+\.\d+\.\d+$/;
 
-const HEADERS = ['x-forwarded-for', 'x-real-ip', 'fly-client-ip', 'cf-connecting-ip', 'forwarded'];
+/** What proxies write, and clients on their own do not. */
+export const PROXY_HEADERS = [
+  'x-forwarded-for',
+  'x-real-ip',
+  'fly-client-ip',
+  'cf-connecting-ip',
+  'forwarded',
+  'via',
+];
 
 export const PROXY_RULE_FORMS =
   'unset, 0, false or no (the TCP peer); 1, true or yes (left-most X-Forwarded-For); hops:N (N-th X-Forwarded-For from the right, 1 to 32); header:NAME (that header)';
@@ -81,7 +89,7 @@ export class CallerResolver {
   #look(headers: Headers): void {
     const rule = this.#rule;
     if (rule.by === 'peer') {
-      const header = HEADERS.find((name) => headers.has(name));
+      const header = PROXY_HEADERS.find((name) => headers.has(name));
       if (header === undefined) return;
       this.#warned = true;
       this.#warn(

@@ -7,7 +7,7 @@ import type { Caller } from './client-ip.ts';
 import { type Health, healthResponse } from './status.ts';
 
 /** What `GET /` has to ask for; without it, there is no `/`. */
-export interface Surroundings {
+interface Surroundings {
   caller: (headers: Headers, peer: string | undefined) => Caller;
   /** Whether the caller speaks TLS, to this relay or to the proxy in front. */
   isSecure: (headers: Headers) => boolean;

@@ -17,9 +17,9 @@ export {
   type RelayAddress,
   RelayStateError,
   type StopOptions,
+  TlsError,
 } from './relay.ts';
 export { RedisError } from './redis-url.ts';
-export { TlsError } from './tls.ts';
 
 /**
  * Creates a relay; {@link Relay.start} makes it listen. Relays share nothing, so one process may hold several. The

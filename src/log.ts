@@ -2,11 +2,11 @@
 
 export const LOG_LEVELS = ['debug', 'info', 'warn', 'error', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
-export type Fields = Record<string, unknown>;
+type Fields = Record<string, unknown>;
 
 export type Log = Record<Exclude<LogLevel, 'silent'>, (message: string, fields?: Fields) => void>;
 
-export interface LogSink {
+interface LogSink {
   isTTY: boolean;
   write(line: string): void;
 }
@@ -15,7 +15,7 @@ export interface LogSink {
  * Stdout for a process that lives long: a reader that is slow or gone neither stalls the relay nor ends it. What it
  * does not take is dropped, and counted. Not `process.stdout`, which blocks, and takes half of a start to load.
  */
-export function standardOutput(): LogSink {
+function standardOutput(): LogSink {
   const writer = Bun.stdout.writer();
   let isTaken = true;
   let dropped = 0;

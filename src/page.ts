@@ -1,6 +1,7 @@
 /** The page at `/`, for people. Loaded when the first of them comes. */
 import type { Context } from 'hono';
 import { html, raw } from 'hono/html';
+import { PROXY_HEADERS } from './client-ip.ts';
 import type { Facts } from './http.ts';
 import type { Health } from './status.ts';
 
@@ -21,9 +22,6 @@ const STATES = {
 } satisfies Record<Health['status'], string>;
 
 let assets: Promise<{ style: Asset; script: Asset }> | undefined;
-
-/** What proxies write, and clients on their own do not. */
-const PROXY_HEADERS = ['x-forwarded-for', 'x-real-ip', 'forwarded', 'via'];
 
 export async function servePage(c: Context, facts: Facts, health: Health): Promise<Response> {
   const { style, script } = await (assets ??= buildAssets());

@@ -22,7 +22,7 @@ export interface Session<P> {
   frames: number;
 }
 
-export interface PairingLimits {
+interface PairingLimits {
   /** How long each stage of a session may last. */
   sessionTtlMs: number;
   maxSessions: number;

@@ -48,3 +48,10 @@ export class ListenError extends Error {
   override name = 'ListenError';
   readonly code = 'ERR_RELAY_LISTEN';
 }
+
+/** A certificate or a key that can't be used. The message names the setting, the file and what is wrong with it. */
+export class TlsError extends Error {
+  override name = 'TlsError';
+  /** For programs that tell errors apart. */
+  readonly code = 'ERR_RELAY_TLS';
+}

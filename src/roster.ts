@@ -2,7 +2,7 @@
 import type { Connection } from './connection.ts';
 import { Tally } from './limits.ts';
 
-export interface RosterLimits {
+interface RosterLimits {
   maxConnections: number;
   maxConnectionsPerClient: number;
   idleMs: number;

@@ -29,7 +29,7 @@ const HEALTH_PATH = /^[^/]+\/\/[^/]+\/health(?:\?|$)/;
 const MAX_REQUEST_BODY_BYTES = 1024;
 
 /** For tests, which bring a clock of their own, sweep by hand, and look inside. */
-export interface Internals {
+interface Internals {
   now?: Clock;
   log?: Log;
 }

@@ -117,7 +117,7 @@ export class Sockets {
         ws.data.ws = ws;
         answers.guard(ws.data, () => this.#opened(ws.data));
       },
-      // Chosen once, so that a relay on its own does not ask for each frame.
+      // Chosen once, so that a relay on its own does not ask for each frame; and guarded without a closure for each.
       message: cluster
         ? (ws, frame) => cluster.received(ws.data, frame)
         : (ws, frame) => {

@@ -2,13 +2,7 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
-
-/** A certificate or a key that can't be used. The message names the setting, the file and what is wrong with it. */
-export class TlsError extends Error {
-  override name = 'TlsError';
-  /** For programs that tell errors apart. */
-  readonly code = 'ERR_RELAY_TLS';
-}
+import { TlsError } from './relay.ts';
 
 /** What the files hold, as Bun takes it. */
 export interface TlsFiles {

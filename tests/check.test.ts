@@ -7,6 +7,7 @@ import { announce, connect } from '../src/client.ts';
 import type { RelayOptions } from '../src/config.ts';
 import { createRelayServer } from '../src/index.ts';
 import type { ProblemCode, Step } from '../src/steps.ts';
+import { freePorts } from './support.ts';
 
 // One step may wait ten seconds for an answer.
 setDefaultTimeout(20_000);
@@ -56,17 +57,6 @@ function serve(answer: (request: Request) => Response): string {
   const server = Bun.serve({ port: 0, hostname: '127.0.0.1', fetch: answer });
   cleanUps.push(() => server.stop(true));
   return `ws://127.0.0.1:${server.port}`;
-}
-
-/** Ports that nobody listens on, at least now. */
-function freePorts(count: number): number[] {
-  const held = Array.from({ length: count }, () =>
-    Bun.listen({ hostname: '127.0.0.1', port: 0, socket: { data() {} } }),
-  );
-  return held.map((listener) => {
-    listener.stop();
-    return listener.port;
-  });
 }
 
 /** What a failed check is to say, in a word and in words. */

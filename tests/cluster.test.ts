@@ -2,18 +2,16 @@
 import { describe, expect, test } from 'bun:test';
 import { connect as dial, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
-import {
-  freePort,
-  redisServer,
-  startInstances,
-  startRedis,
-  type TestRedis,
-  untilReach,
-} from './redis.ts';
+import { readOptions } from '../src/config.ts';
+import { RelayServer } from '../src/server.ts';
+import { redisServer, startInstances, startRedis, type TestRedis, untilReach } from './redis.ts';
 import {
   afterThisTest,
   type Client,
+  freePort,
+  memoryLog,
   openClient,
+  startRelay,
   type TestRelay,
   until,
   within,
@@ -347,6 +345,40 @@ describe.skipIf(!redisServer)('what counts together', () => {
   });
 });
 
+test.skipIf(!redisServer)('the rights that docs/scaling.md gives are enough', async () => {
+  const redis = await startRedis();
+  const page = await Bun.file(join(import.meta.dir, '../docs/scaling.md')).text();
+  const rights = /With an ACL: `([^`]+)`/.exec(page)?.[1]?.split(' ') ?? [];
+  await redis.command('ACL', 'SETUSER', 'relay', 'on', '>secret', ...rights);
+  const redisUrl = redis.url.replace('//', '//relay:secret@');
+  const [a, b] = (await startInstances(redis, 2, { redisUrl })) as Two;
+  const { target, controller } = await pairAcross(a, b);
+  controller.send(data('over there'));
+  await target.expect(data('over there'));
+  controller.send({ type: 'done' });
+  const watcher = await a.connect();
+  watcher.send(watch('bt_1'));
+  await watcher.expect(watching('bt_1'));
+  (await b.connect()).send(init('bt_1'));
+  await watcher.expect(init('bt_1'));
+  await ask(b, connect('000000'));
+  await ask(b, init('nobody'));
+  expect(await redis.command('ACL', 'LOG')).toBe('');
+});
+
+test.skipIf(!redisServer)('a start that fails behind Redis leaves nothing in it', async () => {
+  const redis = await startRedis();
+  const holder = await startRelay();
+  for (const options of [{ port: holder.port }, { metricsPort: holder.port }]) {
+    const relay = new RelayServer(
+      readOptions({ port: 0, host: '127.0.0.1', redisUrl: redis.url, ...options }),
+      { log: memoryLog() },
+    );
+    expect(await relay.start().catch((problem: Error) => problem.message)).toContain('in use');
+    expect(await redis.command('KEYS', '*')).toBe('');
+  }
+});
+
 test.skipIf(!redisServer)(
   'junk around a payload is charged to the session across instances, too',
   async () => {
@@ -614,7 +646,7 @@ describe.skipIf(!redisServer)('an instance', () => {
     const folder = (await Bun.$`mktemp -d`.text()).trim();
     afterThisTest(() => Bun.$`rm -rf ${folder}`);
     await Bun.$`openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout ${folder}/key.pem -out ${folder}/cert.pem`.quiet();
-    const port = await freePort();
+    const port = freePort();
     const user = ['--user', 'relay', 'on', '>p%40ss/w:rd', '~amesh:*', '&amesh:*', '+@all'];
     await startRedis(
       ['--tls-port', `${port}`, '--tls-auth-clients', 'no'].concat(

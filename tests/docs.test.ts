@@ -39,6 +39,18 @@ test('the README has every setting, with its default and its range', async () =>
   expect(await rowsOf('README.md', 'settings')).toEqual(normal(settingRows));
 });
 
+test('what an editor shows of an option has its default', async () => {
+  const source = await Bun.file(join(root, 'src/config.ts')).text();
+  const number = (text: string): number =>
+    Number(text.replaceAll(',', '').replace(/ MiB$/, '')) * (text.endsWith(' MiB') ? 2 ** 20 : 1);
+  for (const [name, { default: normal }] of Object.entries<Setting>(settings)) {
+    const comment = new RegExp(String.raw`/\*\* ([^\n]*) \*/\n  ${name}:`).exec(source)?.[1] ?? '';
+    const shown = /Default:? ([\d,]+(?: MiB)?|[^.,;]+)/.exec(comment)?.[1] ?? '';
+    if (typeof normal === 'number') expect(`${name} ${number(shown)}`).toBe(`${name} ${normal}`);
+    else expect(shown, name).not.toBe('');
+  }
+});
+
 test('docs/metrics.md has every metric, with its type and labels', async () => {
   expect(await rowsOf('docs/metrics.md', 'metrics')).toEqual(normal(await metricRows()));
 });

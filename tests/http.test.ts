@@ -22,6 +22,7 @@ test.each([
   ['GET', '/health?x=1', 200],
   ['POST', '/health', 405],
   ['DELETE', '/health', 405],
+  ['PROPFIND', '/health', 405],
   ['GET', '/ws', 400],
   ['HEAD', '/ws', 400],
   ['POST', '/ws', 405],

@@ -6,6 +6,7 @@ import axe from 'axe-core';
 import { type Browser, type BrowserContextOptions, chromium, type Page } from 'playwright-core';
 import pkg from '../package.json' with { type: 'json' };
 import type { RelayOptions } from '../src/config.ts';
+import { createHttp } from '../src/http.ts';
 import { createRelayServer } from '../src/index.ts';
 
 setDefaultTimeout(30_000);
@@ -84,6 +85,9 @@ describe('GET /', () => {
       'user@host',
       'host/path',
       'host:1:2',
+      'host:99999',
+      '[:::::]',
+      '1.2.3.999',
       '',
     ]) {
       const socket = await rawGet(url, host);
@@ -122,6 +126,20 @@ describe('GET /', () => {
     }
     expect(text).not.toMatch(/<[^>]+\s(?:style|on[a-z]+)=/);
     expect(text).not.toMatch(/(?:src|href)="https?:/);
+  });
+
+  test.each([
+    ['ok', 'Up, 1 session'],
+    ['draining', 'Stopping, 1 session'],
+    ['unavailable', 'Cut off from its Redis, 1 session'],
+  ] as const)('a relay that is %s says %p', async (status, words) => {
+    const http = createHttp(() => ({ status, sessions: 1 }), {
+      caller: () => ({ client: 'x', address: 'x', source: 'peer' }),
+      isSecure: () => false,
+    });
+    const headers = { accept: BROWSER_ACCEPT, host: 'relay' };
+    const page = await http.request('/', { headers }, {});
+    expect(await page.text()).toContain(words);
   });
 
   test('says so when it takes a proxy for its client', async () => {

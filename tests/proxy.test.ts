@@ -1,13 +1,12 @@
 /** The relay behind the real nginx and the real Caddy, with the configuration that is shipped: who is the client then? */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'bun:test';
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { generate } from 'selfsigned';
 import { createRelayServer } from '../src/index.ts';
 import { redisServer, startInstances, startRedis } from './redis.ts';
-import type { TestRelay } from './support.ts';
+import { freePort, type TestRelay } from './support.ts';
 
 const root = join(import.meta.dir, '..');
 const read = (file: string): Promise<string> => Bun.file(join(root, file)).text();
@@ -24,15 +23,6 @@ const cleanUps: (() => unknown)[] = [];
 afterEach(async () => {
   for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
 });
-
-async function freePort(): Promise<number> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  const probe = createServer().listen(0, '127.0.0.1', resolve);
-  await promise;
-  const { port } = probe.address() as { port: number };
-  await new Promise((closed) => probe.close(closed));
-  return port;
-}
 
 interface Proxy {
   command: string[];
@@ -59,7 +49,7 @@ async function behind(
 async function startProxy(start: (port: number) => Promise<Proxy>): Promise<string> {
   // A port that was free a moment ago may be another program's now: then once more with another.
   for (let attempt = 1; ; attempt += 1) {
-    const port = await freePort();
+    const port = freePort();
     const { command, scheme } = await start(port);
     const proxy = Bun.spawn(command, {
       stdout: 'ignore',

@@ -1,20 +1,11 @@
 /** A real redis-server for a test, and the instances that share it. */
-import { createServer } from 'node:net';
 import type { RelayOptions } from '../src/config.ts';
-import { afterThisTest, TestRelay, until } from './support.ts';
+import { afterThisTest, freePort, TestRelay, until } from './support.ts';
 
 /** Where redis-server is; tests that need it are skipped without, and say so. */
 export const redisServer = Bun.which('redis-server');
 if (!redisServer) {
   console.warn('SKIPPED: no redis-server on the path, so nothing about many instances is tested');
-}
-
-export async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const { port } = server.address() as { port: number };
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
 
 export class TestRedis {
@@ -72,7 +63,7 @@ export class TestRedis {
 
 /** A redis-server that ends with the test. */
 export async function startRedis(args: string[] = []): Promise<TestRedis> {
-  const redis = new TestRedis(await freePort(), args);
+  const redis = new TestRedis(freePort(), args);
   await redis.start();
   afterThisTest(() => redis.kill());
   return redis;

@@ -54,6 +54,19 @@ export async function until(condition: () => boolean, what: string): Promise<voi
   }
 }
 
+/** Ports that nobody listens on, at least now. */
+export function freePorts(count: number): number[] {
+  const held = Array.from({ length: count }, () =>
+    Bun.listen({ hostname: '127.0.0.1', port: 0, socket: { data() {} } }),
+  );
+  return held.map((listener) => {
+    listener.stop();
+    return listener.port;
+  });
+}
+
+export const freePort = (): number => freePorts(1)[0] as number;
+
 /** A log that keeps its lines. */
 export function memoryLog(): Log & { lines: string[] } {
   const lines: string[] = [];
