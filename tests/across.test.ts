@@ -135,10 +135,9 @@ describe('while a question is under way', () => {
     beyond.send({ ...listen, otc: '000000' });
     for (let i = 0; i < 16; i += 1) within.send(data('x'.repeat(60_000)));
     for (let i = 0; i < 18; i += 1) beyond.send(data('x'.repeat(60_000)));
+    expect([within.code, beyond.code]).toEqual([undefined, 1008]);
     await world.play(50);
-    expect(within.code).toBeUndefined();
     expect(within.heard.slice(0, 2)).toEqual([open, error('peer_not_connected')]);
-    expect(beyond.code).toBe(1008);
     expect(a.sockets.cluster?.books.waitingBytes).toBe(0);
   });
 
@@ -175,6 +174,59 @@ test('a fault on one side of a link ends that connection alone, and is logged as
   target.send(data('and on'));
   await world.play(50);
   expect(controller.heard).toEqual([data('and on')]);
+});
+
+test('what no instance says is believed by none, and ends nothing', async () => {
+  const { world, network, a, target, controller } = await across();
+  const object = { toString: 1, valueOf: 1 };
+  for (const forged of [
+    [object, 1, 0, []],
+    [[object], 1, 0, []],
+    ['i9', object, 0, []],
+    ['i9', 1, '0', []],
+    ['i9', 1, 0, object],
+    ['i9', 1, 0, [['owner', 1]]],
+    ['i9', 1, 0, [['owner', 1, null]]],
+    ['i9', 1, 0, [['edge', object, ['yes']]]],
+    ['i9', 1, 0, ['owner']],
+    object,
+    null,
+  ]) {
+    network.publish('amesh:to:i1', JSON.stringify(forged));
+    network.publish('amesh:to:i1', `[${JSON.stringify(forged)}`);
+  }
+  await world.play(100);
+  expect(a.log.lines.filter((line) => line.includes('could not be understood')).length).toBe(22);
+  expect(a.sockets.cluster?.books).toMatchObject({ instances: 1, fars: 1 });
+  controller.send(data('undisturbed'));
+  await world.play(50);
+  expect(target.heard).toEqual([data('undisturbed')]);
+});
+
+test('an answer that is none of the protocol’s is repeated to nobody', async () => {
+  const { world, network, a, b } = await instances();
+  const run = network.redis.run.bind(network.redis);
+  for (const answer of ['HOSTILE', 'i9.1', 'toString', '']) {
+    network.redis.run = (script, ...rest) =>
+      script === 'claimCode' || script === 'claimWatch' ? answer : run(script, ...rest);
+    const party = new Party(a, 'party');
+    party.send(listen);
+    await world.play(50);
+    expect(party.heard).toEqual([error('relay_unavailable')]);
+    network.redis.run = run;
+    await world.play(2000);
+  }
+  new Party(a, 'target').send(listen);
+  await world.play(50);
+  a.sockets.pairing.join = () => 'HOSTILE' as 'otc_not_found';
+  const controller = new Party(b, 'controller');
+  controller.send(connect);
+  await world.play(50);
+  expect(controller.heard).toEqual([error('relay_unavailable')]);
+  for (const { log, sockets } of [a, b]) {
+    expect(log.lines.join()).not.toContain('HOSTILE');
+    expect(Object.values(sockets.stats.refusals)).not.toContain(NaN);
+  }
 });
 
 test('one client’s flood across instances ends its own pairing, and no other', async () => {

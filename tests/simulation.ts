@@ -45,12 +45,12 @@ class World {
   async play(milliseconds: number): Promise<void> {
     const end = this.now + milliseconds;
     for (;;) {
+      await new Promise((resolve) => setImmediate(resolve));
       const [event] = this.#events;
       if (!event || event.at > end) break;
       this.#events.shift();
       this.now = event.at;
       event.happen();
-      await new Promise((resolve) => setImmediate(resolve));
     }
     this.now = end;
   }
