@@ -18,7 +18,8 @@ import type { ErrorCode, RejectReason } from './protocol.ts';
 import { Reach } from './reach.ts';
 import { DirectWire } from './remote.ts';
 import type { Sockets } from './socket.ts';
-import { Room, Turns } from './turns.ts';
+import { Room } from './room.ts';
+import { Turns } from './turns.ts';
 
 interface Parts {
   /** This instance, in this life of it: nobody else's name, ever. */
@@ -39,12 +40,13 @@ export class Cluster implements Arbiter {
   readonly #post: Post;
   readonly #links: Links;
   readonly #turns: Turns;
-  readonly #room = new Room();
+  readonly #room: Room;
 
   constructor({ id, config, sockets, bus, log, now }: Parts) {
     this.id = id;
     this.#sockets = sockets;
     this.#now = now;
+    this.#room = new Room(now);
     const { answers, sessions, watches } = sockets;
     let last = 0;
     const serial = (): number => (last += 1);
@@ -110,6 +112,7 @@ export class Cluster implements Arbiter {
       channel: key('to', id),
       onBeat: () => {
         this.#links.expire();
+        this.#room.sweep();
         return this.#post.peers.keys();
       },
       onDead: (other) => {
@@ -151,6 +154,7 @@ export class Cluster implements Arbiter {
       fars: this.#links.fars,
       ...this.#claims.books,
       waitingBytes: this.#room.used,
+      senders: this.#room.clients,
     };
   }
 

@@ -8,7 +8,7 @@ import type { Connection } from './connection.ts';
 import { isItem, type Item } from './links.ts';
 import type { Log } from './log.ts';
 import type { Pipe } from './remote.ts';
-import type { Room } from './turns.ts';
+import type { Room } from './room.ts';
 
 /** The stream that says: everything between us is over. */
 const OVER = 0;
@@ -42,8 +42,8 @@ export class Peer {
   itsStream: number | undefined;
   expected = 0;
   outbox: Item[] = [];
-  /** The frames in the outbox, and whose they are. */
-  waiting: [client: string, frame: string][] = [];
+  /** The clients' frames among them. */
+  waiting: string[] = [];
   /** Peers of ours whose sockets are over there, by link. */
   readonly fars = new Map<number, Connection>();
   /** Sockets of ours whose owner is over there, by link. */
@@ -95,7 +95,7 @@ export class Post {
 
   send(peer: Peer, item: Item): void {
     if (this.#peers.get(peer.id) !== peer) return;
-    if (peer.outbox.push(item) === 1) queueMicrotask(() => this.#flush(peer));
+    if (peer.outbox.push(item) === 1) setImmediate(() => this.#flush(peer));
   }
 
   /** Sends a client's frame, for which there may be no room. @returns Whether it is on its way. */
@@ -108,17 +108,17 @@ export class Post {
   ): boolean {
     if (this.#peers.get(peer.id) !== peer) return true;
     if (!this.#parts.room.enter(client, frame)) return false;
-    peer.waiting.push([client, frame]);
+    peer.waiting.push(frame);
     this.send(peer, [to, link, frame]);
     return true;
   }
 
-  /** Sends what a peer is to hear, all that one event has brought in one message. */
+  /** Sends what a peer is to hear, all that one turn of the loop has brought in one message. */
   #flush(peer: Peer): void {
     const { id, bus, room, channelOf, isUp, onFault } = this.#parts;
     const { waiting } = peer;
     const gone = (): void => {
-      for (const [client, frame] of waiting) room.leave(client, frame);
+      for (const frame of waiting) room.leave(frame);
     };
     peer.waiting = [];
     if (!isUp() || this.#peers.get(peer.id) !== peer) return gone();

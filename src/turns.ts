@@ -2,41 +2,7 @@
 import type { Answers } from './answers.ts';
 import type { Connection } from './connection.ts';
 import { DirectWire, nowhere, Remote } from './remote.ts';
-
-/** What a waiting frame costs beside its bytes. */
-const FRAME_OVERHEAD_BYTES = 64;
-
-/** Bytes that may wait in this process, for Redis and behind questions to it: of all clients together, and of one. */
-export const MAX_WAITING_BYTES = 64 * 1024 * 1024;
-export const MAX_WAITING_BYTES_PER_CLIENT = MAX_WAITING_BYTES / 16;
-
-/** What waits, so that nobody fills the process, nor keeps others out of the line to Redis. */
-export class Room {
-  #used = 0;
-  readonly #byClient = new Map<string, number>();
-
-  get used(): number {
-    return this.#used;
-  }
-
-  /** @returns Whether a client's frame may wait; then `leave` has to follow. */
-  enter(client: string, frame: string | Buffer): boolean {
-    const bytes = frame.length + FRAME_OVERHEAD_BYTES;
-    const held = (this.#byClient.get(client) ?? 0) + bytes;
-    if (this.#used + bytes > MAX_WAITING_BYTES || held > MAX_WAITING_BYTES_PER_CLIENT) return false;
-    this.#used += bytes;
-    this.#byClient.set(client, held);
-    return true;
-  }
-
-  leave(client: string, frame: string | Buffer): void {
-    const bytes = frame.length + FRAME_OVERHEAD_BYTES;
-    const left = (this.#byClient.get(client) ?? 0) - bytes;
-    this.#used -= bytes;
-    if (left > 0) this.#byClient.set(client, left);
-    else this.#byClient.delete(client);
-  }
-}
+import { costOf, type Room } from './room.ts';
 
 interface Parts {
   room: Room;
@@ -57,7 +23,7 @@ export class Turns {
     const { room, maxBacklogBytes, answers, received } = this.#parts;
     const { remote } = connection;
     if (!remote?.queue) return received(connection, frame);
-    const bytes = frame.length + FRAME_OVERHEAD_BYTES;
+    const bytes = costOf(frame);
     if (remote.queuedBytes + bytes > maxBacklogBytes || !room.enter(connection.client, frame)) {
       return answers.close(connection, 'too_many_frames');
     }
@@ -87,8 +53,8 @@ export class Turns {
     remote.queue = undefined;
     for (const [i, frame] of queue.entries()) {
       if (frame === undefined) return gone(connection);
-      remote.queuedBytes -= frame.length + FRAME_OVERHEAD_BYTES;
-      room.leave(connection.client, frame);
+      remote.queuedBytes -= costOf(frame);
+      room.leave(frame);
       if (!remote.isClosed) received(connection, frame);
       if (remote.queue) {
         (remote.queue as typeof queue).push(...queue.slice(i + 1));

@@ -1,6 +1,6 @@
 /** What happens between instances when something goes wrong at a certain moment, on the simulation's clock. */
 import { describe, expect, test } from 'bun:test';
-import { MAX_WAITING_BYTES, MAX_WAITING_BYTES_PER_CLIENT, Room } from '../src/turns.ts';
+import { CLIENT_BURST_BYTES, MAX_WAITING_BYTES, Room } from '../src/room.ts';
 import { type Instance, SimulatedSocket, Simulation } from './simulation.ts';
 import type { Frame } from './support.ts';
 
@@ -229,39 +229,53 @@ test('an answer that is none of the protocol’s is repeated to nobody', async (
   }
 });
 
-test('one client’s flood across instances ends its own pairing, and no other', async () => {
+test('one client’s flood across instances ends its own pairings, and no other', async () => {
   const { world, a, b, target, controller } = await across();
-  const flooded = new Party(a, 'flooded');
-  flooded.send({ ...listen, otc: '000000' });
-  await world.play(50);
-  const flooder = new Party(b, 'flooder');
-  flooder.send({ ...connect, otc: '000000' });
-  await world.play(50);
-  for (let i = 0; i < 75; i += 1) flooder.send(data('x'.repeat(60_000)));
+  const flooders: Party[] = [];
+  for (const otc of ['000000', '000001']) {
+    new Party(a, 'flooded').send({ ...listen, otc });
+    await world.play(50);
+    const flooder = new Party(b, 'flooder');
+    flooder.send({ ...connect, otc });
+    flooders.push(flooder);
+    await world.play(50);
+  }
+  for (const flooder of flooders) {
+    for (let i = 0; i < 70; i += 1) flooder.send(data('x'.repeat(60_000)));
+  }
   controller.send(data('in between'));
   await world.play(200);
-  expect([flooder.code, flooded.code]).toEqual([4004, 4004]);
+  expect(flooders.map(({ code }) => code)).toEqual([undefined, 4004]);
+  const flooded = [...a.open].filter(({ data: { client } }) => client === 'flooded') as Party[];
+  expect(flooded.map(({ heard }) => heard.length)).toEqual([72]);
   expect(target.heard).toEqual([data('in between')]);
   expect(controller.code).toBeUndefined();
   expect(b.sockets.cluster?.books.waitingBytes).toBe(0);
 });
 
 test('the room where frames wait has a share for each client, and an end', () => {
-  const room = new Room();
-  const frame = 'x'.repeat(60_000);
+  let now = 0;
+  const room = new Room(() => now);
+  const frame = 'x'.repeat(65_472);
   const fill = (client: string): number => {
     let entered = 0;
-    while (room.enter(client, frame)) entered += 1;
+    while (entered < 2000 && room.enter(client, frame)) entered += 1;
     return entered;
   };
   const share = fill('one');
-  expect(share).toBe(Math.floor(MAX_WAITING_BYTES_PER_CLIENT / 60_064));
-  room.leave('one', frame);
-  expect(fill('one')).toBe(1);
+  expect(share).toBe(CLIENT_BURST_BYTES / 65_536);
+  for (let i = 0; i < share; i += 1) room.leave(frame);
+  expect([room.used, room.clients, fill('one')]).toEqual([0, 1, 0]);
+  now += 1000;
+  expect(fill('one')).toBe(1024 / 64);
   let clients = 1;
-  while (fill(`c${clients}`) > 0) clients += 1;
-  expect(room.used).toBeGreaterThan(MAX_WAITING_BYTES - 60_064);
-  expect(clients).toBeGreaterThanOrEqual(16);
-  for (let i = 0; i < share; i += 1) room.leave('one', frame);
-  expect(fill('late')).toBe(share);
+  while (clients < 100 && fill(`c${clients}`) > 0) clients += 1;
+  expect(room.used).toBe(MAX_WAITING_BYTES);
+  expect(clients).toBeGreaterThan(10);
+  now += 5999;
+  room.sweep();
+  expect(room.clients).toBeGreaterThan(0);
+  now += 1;
+  room.sweep();
+  expect(room.clients).toBe(0);
 });

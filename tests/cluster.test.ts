@@ -334,6 +334,37 @@ describe.skipIf(!redisServer)('what counts together', () => {
     }
   });
 
+  test('accepted listens of a client', async () => {
+    const [a, b] = (await startInstances(await startRedis(), 2, { maxListens: 2 })) as Two;
+    for (const [i, relay] of [a, b].entries()) {
+      const target = await relay.connect();
+      target.send(listen(`00000${i}`));
+      await target.expect(open);
+      target.send({ type: 'done' });
+    }
+    for (const relay of [a, b])
+      expect(await ask(relay, listen('000003'))).toContain('rate_limited');
+  });
+
+  test('what is refused by the owner’s own limits leaves nothing behind', async () => {
+    const options = { maxBurnt: 1, maxWatches: 1000 };
+    const [a, b] = (await startInstances(await startRedis(), 2, options)) as Two;
+    const watcher = await a.connect();
+    for (let i = 0; i < 100; i += 1) {
+      watcher.send(watch(`bt_${i}`));
+      await watcher.expect(watching(`bt_${i}`));
+    }
+    await watcher.refused(watch('bt_100'), 'relay_capacity');
+    const other = await b.connect();
+    other.send(watch('bt_100'));
+    await other.expect(watching('bt_100'));
+    const target = await b.connect();
+    target.send(init('bt_0'));
+    await watcher.expect(init('bt_0'));
+    target.send(init('bt_1'));
+    await target.expect(reject('bt_1', 'relay_overloaded'));
+  });
+
   test('relays of another prefix are strangers', async () => {
     const redis = await startRedis();
     const [a] = await startInstances(redis, 1, { redisPrefix: 'one:' });

@@ -45,7 +45,10 @@ class World {
   async play(milliseconds: number): Promise<void> {
     const end = this.now + milliseconds;
     for (;;) {
-      await new Promise((resolve) => setImmediate(resolve));
+      // Twice, since what an event sets off may itself wait for the loop's turn to end.
+      for (let turn = 0; turn < 2; turn += 1) {
+        await new Promise((resolve) => setImmediate(resolve));
+      }
       const [event] = this.#events;
       if (!event || event.at > end) break;
       this.#events.shift();

@@ -1,0 +1,60 @@
+/** How much may wait in this process for Redis, or behind a question to it, and how much of it may be one client's. */
+import type { Clock } from './connection.ts';
+
+/** Bytes that may wait, of all clients together. */
+export const MAX_WAITING_BYTES = 64 * 1024 * 1024;
+/** Bytes that a client may send at once: a session's 5 MiB, with its overhead. */
+export const CLIENT_BURST_BYTES = 6 * 1024 * 1024;
+/** Bytes that it may send on, each second. All links go by one line, which nobody shall have for himself. */
+const CLIENT_BYTES_PER_SECOND = 1024 * 1024;
+/** What a frame costs beside its bytes. */
+const FRAME_OVERHEAD_BYTES = 64;
+
+export const costOf = (frame: string | Buffer): number => frame.length + FRAME_OVERHEAD_BYTES;
+
+export class Room {
+  readonly #now: Clock;
+  #used = 0;
+  /** What each client has sent, less what has run off since. */
+  readonly #levels = new Map<string, { bytes: number; at: number }>();
+
+  constructor(now: Clock) {
+    this.#now = now;
+  }
+
+  get used(): number {
+    return this.#used;
+  }
+
+  get clients(): number {
+    return this.#levels.size;
+  }
+
+  /** @returns Whether a client's frame may wait; then `leave` has to follow. */
+  enter(client: string, frame: string | Buffer): boolean {
+    const now = this.#now();
+    const bytes = this.#levelOf(client, now) + costOf(frame);
+    if (this.#used + costOf(frame) > MAX_WAITING_BYTES || bytes > CLIENT_BURST_BYTES) return false;
+    this.#used += costOf(frame);
+    this.#levels.set(client, { bytes, at: now });
+    return true;
+  }
+
+  leave(frame: string | Buffer): void {
+    this.#used -= costOf(frame);
+  }
+
+  /** Forgets whose share is whole again. */
+  sweep(): void {
+    const now = this.#now();
+    for (const client of this.#levels.keys()) {
+      if (this.#levelOf(client, now) === 0) this.#levels.delete(client);
+    }
+  }
+
+  #levelOf(client: string, now: number): number {
+    const level = this.#levels.get(client);
+    if (!level) return 0;
+    return Math.max(0, level.bytes - ((now - level.at) / 1000) * CLIENT_BYTES_PER_SECOND);
+  }
+}
