@@ -15,17 +15,19 @@ async function start(env: Record<string, string>): Promise<{ url: string; pid: n
       PORT: '0',
       HOST: '127.0.0.1',
       AMESH_MAX_CONNECTIONS_PER_CLIENT: '100000',
+      AMESH_MAX_LISTENS: '1000000',
       ...env,
     },
     stdout: 'pipe',
   });
   children.push(child);
-  const { value } = await child.stdout.getReader().read();
-  const line = new TextDecoder()
-    .decode(value)
-    .split('\n')
-    .find((text) => text.includes('"listening"'));
-  return { url: (JSON.parse(line ?? '{}') as { websocket: string }).websocket, pid: child.pid };
+  let said = '';
+  for await (const chunk of child.stdout.pipeThrough(new TextDecoderStream())) {
+    said += chunk;
+    const url = /"websocket":"([^"]+)"/.exec(said)?.[1];
+    if (url) return { url, pid: child.pid };
+  }
+  throw new Error(`the relay did not start: ${said}`);
 }
 
 async function redis(...command: string[]): Promise<string> {

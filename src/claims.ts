@@ -53,20 +53,20 @@ export class Claims {
     return { claims: this.#held.size, orphans: this.#orphans.length };
   }
 
-  key(kind: string, name: string): string {
+  #key(kind: string, name: string): string {
     return `${this.#parts.config.redisPrefix}${kind}:${name}`;
   }
 
   #code(otc: string): string {
-    return this.key('code', otc);
+    return this.#key('code', otc);
   }
 
   #jti(jti: string): string {
-    return this.key('jti', hash(jti));
+    return this.#key('jti', hash(jti));
   }
 
   #limits(client: string, otc: string): [string, string] {
-    return [this.key('codes-by', client), this.key('tries', otc)];
+    return [this.#key('codes-by', client), this.#key('tries', otc)];
   }
 
   #keyOf(owned: Owned): string {
@@ -82,7 +82,7 @@ export class Claims {
     const { sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens } = this.#parts.config;
     const claim = this.#newClaim();
     const key = this.#code(otc);
-    const keys = [...this.#limits(client, otc), key, this.key('listens-by', client)];
+    const keys = [...this.#limits(client, otc), key, this.#key('listens-by', client)];
     const values = [claim, sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens];
     const answer = await this.#ask('claimCode', keys, values);
     if (answer === 'relay_unavailable') this.#orphans.push([key, claim]);
@@ -113,7 +113,7 @@ export class Claims {
     }
     const answer = await this.#ask(
       'claimWatch',
-      [this.key('watches-by', watcher.client), key],
+      [this.#key('watches-by', watcher.client), key],
       [claim, WATCH_TTL_MS, this.#parts.config.maxWatches, own],
     );
     if (answer === 'relay_unavailable') this.#orphans.push([key, claim]);
@@ -124,17 +124,13 @@ export class Claims {
   burn(client: string, jti: string, isFull: boolean): Promise<string> {
     return this.#ask(
       'init',
-      [this.key('inits-by', client), this.key('burnt', hash(jti)), this.#jti(jti)],
+      [this.#key('inits-by', client), this.#key('burnt', hash(jti)), this.#jti(jti)],
       [this.#parts.id, BURNT_TTL_MS, this.#parts.config.maxRefusedInits, Number(isFull)],
     );
   }
 
   hold(owned: Owned, claim: string): void {
     this.#held.set(owned, claim);
-  }
-
-  holds(owned: Owned): boolean {
-    return this.#held.has(owned);
   }
 
   /** A session's time starts again. */

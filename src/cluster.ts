@@ -46,7 +46,7 @@ export class Cluster implements Arbiter {
     this.id = id;
     this.#sockets = sockets;
     this.#now = now;
-    this.#room = new Room(now);
+    this.#room = new Room(config, now);
     const { answers, sessions, watches } = sockets;
     let last = 0;
     const serial = (): number => (last += 1);
@@ -179,11 +179,13 @@ export class Cluster implements Arbiter {
   }
 
   #gone(connection: Connection): void {
-    const { sessions, watches } = this.#sockets;
+    const { answers, sessions, watches } = this.#sockets;
     if (connection.remote?.link) {
-      sessions.letGo(connection, 'peer_disconnected');
-      watches.letGo(connection);
-      return;
+      return answers.guard(connection, () => {
+        sessions.letGo(connection, 'peer_disconnected');
+        watches.letGo(connection);
+        this.#links.end(connection);
+      });
     }
     this.#links.leave(connection);
     this.#sockets.closed(connection);

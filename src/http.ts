@@ -1,4 +1,4 @@
-/** What the relay says over plain HTTP. Loaded with the first request that is neither `/ws` nor `/health`. */
+/** What the relay says over plain HTTP. Loaded with the first request that is neither an upgrade nor `GET /health`. */
 import { Hono } from 'hono';
 import { accepts } from 'hono/accepts';
 import { TrieRouter } from 'hono/router/trie-router';

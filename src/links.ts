@@ -47,7 +47,7 @@ interface Parts {
   closed: (far: Connection) => void;
   /** A far controller asks. @returns Why not. */
   join: (far: Connection, otc: string) => string | undefined;
-  /** A far target asks; its frames wait meanwhile. Comes to why not. */
+  /** A far target asks. Comes to why not. */
   announce: (far: Connection, jti: string, frame: string, then: (refusal?: string) => void) => void;
 }
 
@@ -88,6 +88,9 @@ export class Links {
     const { serial, beats, isUp, settle } = this.#parts;
     if (!isUp()) return 'relay_unavailable';
     const peer = this.#post.peer(owner);
+    if (question[0] === 'init' && !this.#post.charge(peer, question[3], connection.client)) {
+      return 'relay_unavailable';
+    }
     const number = serial();
     const pipe: Pipe = {
       connection,
@@ -102,10 +105,13 @@ export class Links {
       over: Promise.withResolvers(),
       send: (frame) => {
         pipe.sent += 1;
-        if (this.#post.sendFrame(peer, 'owner', number, frame, connection.client)) return;
-        this.#post.send(peer, ['owner', number, ['slow']]);
-        this.#drop(pipe);
-        this.#parts.answers.close(connection, 'slow_consumer');
+        if (this.#post.charge(peer, frame, connection.client)) {
+          this.#post.send(peer, ['owner', number, frame]);
+        } else {
+          this.#post.send(peer, ['owner', number, ['slow']]);
+          this.#drop(pipe);
+          this.#parts.answers.close(connection, 'slow_consumer');
+        }
       },
     };
     peer.pipes.set(number, pipe);
@@ -246,8 +252,12 @@ export class Links {
     far.remote = Object.assign(new Remote(), { link });
     far.ws = new DirectWire(far, {
       ...nowhere,
-      sendText: (frame) =>
-        this.#post.sendFrame(peer, 'edge', number, frame, client) ? frame.length : 0,
+      // What it hears is what the other side of its session has sent.
+      sendText: (frame) => {
+        if (!this.#post.charge(peer, frame, far.session?.target.client ?? client)) return 0;
+        post(frame);
+        return frame.length;
+      },
       close: (code = 1000, reason = '') => post(['close', code, reason]),
     });
     peer.fars.set(number, far);

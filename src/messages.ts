@@ -2,7 +2,12 @@
 import * as z from 'zod/mini';
 
 const otc = z.string().check(z.regex(/^[0-9]{6}$/));
-const jti = z.string().check(z.minLength(1), z.maxLength(128));
+/** Its length is in code points, which take their time to count: only where there can't be too many. */
+const jti = z.string().check(
+  z.refine((text) => text.length <= 256, { abort: true }),
+  z.minLength(1),
+  z.maxLength(128),
+);
 
 /** What a client may send, by the frame's `type`. Unnamed fields are dropped. */
 export const clientMessages = {

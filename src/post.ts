@@ -1,7 +1,7 @@
 /**
  * Messages between instances. Pub/sub delivers at most once and in order, so the messages from one instance to another
  * are numbered; where one is missing, or the stream began anew, everything between the two is over. Nothing is ever
- * sent again. What the items say is nothing to this file.
+ * sent again. What the items ask for is nothing to this file.
  */
 import type { Bus } from './bus.ts';
 import type { Connection } from './connection.ts';
@@ -98,18 +98,11 @@ export class Post {
     if (peer.outbox.push(item) === 1) setImmediate(() => this.#flush(peer));
   }
 
-  /** Sends a client's frame, for which there may be no room. @returns Whether it is on its way. */
-  sendFrame(
-    peer: Peer,
-    to: 'edge' | 'owner',
-    link: number,
-    frame: string,
-    client: string,
-  ): boolean {
+  /** Takes room for a client's frame, which is sent right after. @returns Whether there is any. */
+  charge(peer: Peer, frame: string, client: string): boolean {
     if (this.#peers.get(peer.id) !== peer) return true;
     if (!this.#parts.room.enter(client, frame)) return false;
     peer.waiting.push(frame);
-    this.send(peer, [to, link, frame]);
     return true;
   }
 

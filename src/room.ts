@@ -1,24 +1,31 @@
 /** How much may wait in this process for Redis, or behind a question to it, and how much of it may be one client's. */
 import type { Clock } from './connection.ts';
+import { frames } from './protocol.ts';
 
 /** Bytes that may wait, of all clients together. */
 export const MAX_WAITING_BYTES = 64 * 1024 * 1024;
-/** Bytes that a client may send at once: a session's 5 MiB, with its overhead. */
-export const CLIENT_BURST_BYTES = 6 * 1024 * 1024;
-/** Bytes that it may send on, each second. All links go by one line, which nobody shall have for himself. */
+/** Bytes that a client may send each second, once it has sent as much as a session may carry: all links go by one line. */
 const CLIENT_BYTES_PER_SECOND = 1024 * 1024;
-/** What a frame costs beside its bytes. */
+/** What a frame costs beside its payload: its envelope, and what it takes to handle it. */
 const FRAME_OVERHEAD_BYTES = 64;
 
 export const costOf = (frame: string | Buffer): number => frame.length + FRAME_OVERHEAD_BYTES;
 
+interface SessionLimits {
+  maxSessionBytes: number;
+  maxSessionFrames: number;
+}
+
 export class Room {
+  readonly #burst: number;
   readonly #now: Clock;
   #used = 0;
   /** What each client has sent, less what has run off since. */
   readonly #levels = new Map<string, { bytes: number; at: number }>();
 
-  constructor(now: Clock) {
+  constructor({ maxSessionBytes, maxSessionFrames }: SessionLimits, now: Clock) {
+    const session = maxSessionBytes + maxSessionFrames * costOf(frames.data(''));
+    this.#burst = Math.min(session, MAX_WAITING_BYTES / 2);
     this.#now = now;
   }
 
@@ -34,7 +41,7 @@ export class Room {
   enter(client: string, frame: string | Buffer): boolean {
     const now = this.#now();
     const bytes = this.#levelOf(client, now) + costOf(frame);
-    if (this.#used + costOf(frame) > MAX_WAITING_BYTES || bytes > CLIENT_BURST_BYTES) return false;
+    if (this.#used + costOf(frame) > MAX_WAITING_BYTES || bytes > this.#burst) return false;
     this.#used += costOf(frame);
     this.#levels.set(client, { bytes, at: now });
     return true;

@@ -29,7 +29,7 @@ end
 -- A claim whose owner is dead is none.
 local function held(key)
   local claim = redis.call('GET', key)
-  if claim and redis.call('EXISTS', ARGV[1] .. string.match(claim, '^[^.]+')) == 1 then return claim end
+  if claim and redis.call('EXISTS', ARGV[1] .. (string.match(claim, '^[^.]+') or '')) == 1 then return claim end
 end
 `;
 

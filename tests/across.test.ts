@@ -1,6 +1,6 @@
 /** What happens between instances when something goes wrong at a certain moment, on the simulation's clock. */
 import { describe, expect, test } from 'bun:test';
-import { CLIENT_BURST_BYTES, MAX_WAITING_BYTES, Room } from '../src/room.ts';
+import { MAX_WAITING_BYTES, Room } from '../src/room.ts';
 import { type Instance, SimulatedSocket, Simulation } from './simulation.ts';
 import type { Frame } from './support.ts';
 
@@ -229,33 +229,44 @@ test('an answer that is none of the protocol’s is repeated to nobody', async (
   }
 });
 
-test('one client’s flood across instances ends its own pairings, and no other', async () => {
-  const { world, a, b, target, controller } = await across();
-  const flooders: Party[] = [];
-  for (const otc of ['000000', '000001']) {
-    new Party(a, 'flooded').send({ ...listen, otc });
-    await world.play(50);
-    const flooder = new Party(b, 'flooder');
-    flooder.send({ ...connect, otc });
-    flooders.push(flooder);
-    await world.play(50);
-  }
-  for (const flooder of flooders) {
-    for (let i = 0; i < 70; i += 1) flooder.send(data('x'.repeat(60_000)));
-  }
-  controller.send(data('in between'));
-  await world.play(200);
-  expect(flooders.map(({ code }) => code)).toEqual([undefined, 4004]);
-  const flooded = [...a.open].filter(({ data: { client } }) => client === 'flooded') as Party[];
-  expect(flooded.map(({ heard }) => heard.length)).toEqual([72]);
-  expect(target.heard).toEqual([data('in between')]);
-  expect(controller.code).toBeUndefined();
-  expect(b.sockets.cluster?.books.waitingBytes).toBe(0);
-});
+test.each(['controller', 'target'] as const)(
+  'a %s’s flood across instances ends its own pairings, and no other',
+  async (side) => {
+    const { world, a, b, target, controller } = await across();
+    const pairs: Record<typeof side, Party>[] = [];
+    for (const otc of ['000000', '000001', '000002']) {
+      const pair = { target: new Party(a, 'one of many'), controller: new Party(b, 'controller') };
+      if (side === 'controller') pair.controller = new Party(b, 'flooder');
+      else pair.target = new Party(a, 'flooder');
+      pair.target.send({ ...listen, otc });
+      await world.play(50);
+      pair.controller.send({ ...connect, otc });
+      await world.play(50);
+      pairs.push(pair);
+    }
+    for (const pair of pairs) {
+      for (let i = 0; i < 80; i += 1) pair[side].send(data('x'.repeat(60_000)));
+    }
+    controller.send(data('in between'));
+    target.send(data('and back'));
+    await world.play(200);
+    expect(pairs.map((pair) => pair[side].code)).toEqual([undefined, undefined, 4004]);
+    const other = side === 'target' ? 'controller' : 'target';
+    expect(
+      pairs.map((pair) => pair[other].heard.filter(({ type }) => type === 'data').length),
+    ).toEqual([80, 80, expect.any(Number)]);
+    expect([target.heard, controller.heard]).toEqual([[data('in between')], [data('and back')]]);
+    controller.send(data('on a line that is cut'));
+    b.cutOff();
+    await world.play(2000);
+    for (const { sockets } of [a, b]) expect(sockets.cluster?.books.waitingBytes).toBe(0);
+  },
+);
 
 test('the room where frames wait has a share for each client, and an end', () => {
   let now = 0;
-  const room = new Room(() => now);
+  const limits = { maxSessionBytes: 5 * 2 ** 20, maxSessionFrames: 0 };
+  const room = new Room(limits, () => now);
   const frame = 'x'.repeat(65_472);
   const fill = (client: string): number => {
     let entered = 0;
@@ -263,7 +274,7 @@ test('the room where frames wait has a share for each client, and an end', () =>
     return entered;
   };
   const share = fill('one');
-  expect(share).toBe(CLIENT_BURST_BYTES / 65_536);
+  expect(share).toBe(80);
   for (let i = 0; i < share; i += 1) room.leave(frame);
   expect([room.used, room.clients, fill('one')]).toEqual([0, 1, 0]);
   now += 1000;
@@ -272,7 +283,7 @@ test('the room where frames wait has a share for each client, and an end', () =>
   while (clients < 100 && fill(`c${clients}`) > 0) clients += 1;
   expect(room.used).toBe(MAX_WAITING_BYTES);
   expect(clients).toBeGreaterThan(10);
-  now += 5999;
+  now += 4999;
   room.sweep();
   expect(room.clients).toBeGreaterThan(0);
   now += 1;
