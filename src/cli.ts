@@ -1,5 +1,5 @@
 /** The `amesh-relay` command. */
-import pkg from '../package.json' with { type: 'json' };
+import { version } from '../package.json' with { type: 'json' };
 import { readArguments } from './arguments.ts';
 import { unknownSettings } from './config.ts';
 import { createLog } from './log.ts';
@@ -32,7 +32,7 @@ async function serve(args: string[]): Promise<void> {
   const { host, port, url } = await relay.start();
   const health = `${url.replace(/^ws/, 'http').slice(0, -'/ws'.length)}/health`;
   const metrics = relay.metricsPort;
-  log.info('listening', { websocket: url, health, host, port, version: pkg.version, metrics });
+  log.info('listening', { websocket: url, health, host, port, version, metrics });
   log.info('settings', config);
   const unknown = unknownSettings(process.env);
   if (unknown.length > 0)
@@ -55,7 +55,7 @@ async function main(args: string[]): Promise<void> {
     return;
   }
   if (args.includes('--version') || args.includes('-v')) {
-    process.stdout.write(`${pkg.version}\n`);
+    process.stdout.write(`${version}\n`);
     return;
   }
   const [name = '', ...rest] = args;

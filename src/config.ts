@@ -10,6 +10,8 @@ export interface Setting {
   env: string;
   /** What an option that is left out counts as. */
   default: unknown;
+  /** What the relay then works with, where that is something else. */
+  inForce?: unknown;
   /** What the relay works with, from an option's value; undefined where it is not accepted. */
   take: (value: unknown) => unknown;
   /** Turns the environment's text into an option's value; what it can't turn, `take` refuses. */
@@ -104,13 +106,10 @@ function file(env: string, help: string) {
   } satisfies Setting;
 }
 
-const EVERY_IPV4 = '0.0.0.0';
 const IPV4 = /^(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}$/;
 
 /** As `node:net` has it, which costs a start several milliseconds; a URL can hold any IPv6 address, and knows which are. */
-export function isIP(host: string): boolean {
-  // The default, for which a start need not make the expression ready.
-  if (host === EVERY_IPV4) return true;
+function isIP(host: string): boolean {
   if (!host.includes(':')) return IPV4.test(host);
   return /^[\da-f:.]+$/i.test(host) && URL.canParse(`http://[${host}]`);
 }
@@ -133,7 +132,7 @@ const host = (value: unknown): string | undefined =>
 
 /** The host as another program on this machine can reach it. */
 export function connectable(host: string): string {
-  if (host === EVERY_IPV4) return '127.0.0.1';
+  if (host === '0.0.0.0') return '127.0.0.1';
   if (host === '::') return '[::1]';
   return host.includes(':') ? `[${host}]` : host;
 }
@@ -145,12 +144,12 @@ export const settings = {
   /** Address or host name to listen on. Default 0.0.0.0, every IPv4 interface; `::` takes IPv6 too. */
   host: {
     env: 'HOST',
-    default: EVERY_IPV4,
+    default: '0.0.0.0',
     take: host,
     fromText: (text) => text,
     accepts: 'an IP address or a host name of this machine',
     help: 'Address to listen on; :: takes IPv6 too.',
-    shownDefault: EVERY_IPV4,
+    shownDefault: '0.0.0.0',
   } satisfies Setting,
 
   /** File with the certificate chain in PEM, the server's own first; with `tlsKeyFile`. Default: no TLS. */
@@ -163,6 +162,7 @@ export const settings = {
   trustProxy: {
     env: 'AMESH_TRUST_PROXY',
     default: '0' as string | boolean,
+    inForce: { by: 'peer' },
     take: (value: unknown) =>
       typeof value === 'string' || typeof value === 'boolean'
         ? parseProxyRule(String(value))
@@ -444,15 +444,16 @@ function read(
 ): Config {
   const config: Record<string, unknown> = {};
   for (const name of Object.keys(settings) as SettingName[]) {
-    const { default: normal, take, isSecret, ...setting }: Setting = settings[name];
+    const setting: Setting = settings[name];
     const { label, value, text } = get(name);
-    const chosen = value ?? normal;
-    config[name] = chosen === undefined ? undefined : take(chosen);
-    if (chosen !== undefined && config[name] === undefined) {
-      const got = isSecret ? 'not accepted' : `got ${JSON.stringify(text ?? value)}`;
+    // A default needs no look: a start has enough to do.
+    const taken = value === undefined ? (setting.inForce ?? setting.default) : setting.take(value);
+    if (value !== undefined && taken === undefined) {
+      const got = setting.isSecret ? 'not accepted' : `got ${JSON.stringify(text ?? value)}`;
       const accepts = (text === undefined && setting.optionAccepts) || setting.accepts;
       throw new ConfigError(`${label}: ${got}, expected ${accepts}`);
     }
+    config[name] = taken;
   }
   for (const [one, other] of [
     ['tlsCertFile', 'tlsKeyFile'],

@@ -1,5 +1,5 @@
 /** `amesh-relay --help`. */
-import pkg from '../package.json' with { type: 'json' };
+import { version } from '../package.json' with { type: 'json' };
 import { type Setting, settings } from './config.ts';
 
 const withoutMarkdown = (text: string): string =>
@@ -10,7 +10,7 @@ function line({ env, help, shownDefault, range }: Setting): string {
   return `  ${env.padEnd(32)} ${withoutMarkdown(help)}${normal}`;
 }
 
-export const help = `amesh-relay ${pkg.version}: brings two amesh devices together by a 6-digit code, and forgets them.
+export const help = `amesh-relay ${version}: brings two amesh devices together by a 6-digit code, and forgets them.
 
 Usage: amesh-relay [options]           Run the relay.
        amesh-relay health [options]    Ask the relay on this machine: silent and 0 when well, one line and 1 when not.

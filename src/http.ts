@@ -2,7 +2,7 @@
 import { Hono } from 'hono';
 import { accepts } from 'hono/accepts';
 import { TrieRouter } from 'hono/router/trie-router';
-import pkg from '../package.json' with { type: 'json' };
+import { name, version } from '../package.json' with { type: 'json' };
 import type { Caller } from './client-ip.ts';
 import { type Health, healthResponse } from './status.ts';
 
@@ -44,8 +44,8 @@ export function createHttp(
         return c.json({ error: 'invalid_host' }, 400);
       const { address, source } = caller(headers, c.env.peer);
       const facts: Facts = {
-        name: pkg.name,
-        version: pkg.version,
+        name,
+        version,
         websocket: `${isSecure(headers) ? 'wss' : 'ws'}://${host}/ws`,
         client: { address, source },
       };

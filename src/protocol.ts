@@ -2,7 +2,7 @@
  * The wire: how a frame is read and written. What a client may say stands in `messages.ts`, the codes in `codes.ts`;
  * `PROTOCOL.md` explains it all.
  */
-import { errorCodes, type ErrorCode } from './codes.ts';
+import type { ErrorCode } from './codes.ts';
 import type { ClientMessage, clientMessages } from './messages.ts';
 
 export * from './codes.ts';
@@ -107,16 +107,16 @@ export function decodeBinary(bytes: Uint8Array): string | undefined {
   }
 }
 
-const errorFrames = Object.fromEntries(
-  Object.keys(errorCodes).map((code) => [code, JSON.stringify({ type: 'error', code })]),
-) as Record<ErrorCode, string>;
+/** Each made when it is first said: a start says none. */
+const errorFrames: Partial<Record<ErrorCode, string>> = {};
 
 /** What the relay sends, encoded. */
 export const frames = {
   ack: JSON.stringify({ type: 'ack', message: 'session_open' }),
   peerFound: JSON.stringify({ type: 'peer_found' }),
   done: JSON.stringify({ type: 'done' }),
-  error: (code: ErrorCode): string => errorFrames[code],
+  error: (code: ErrorCode): string =>
+    (errorFrames[code] ??= JSON.stringify({ type: 'error', code })),
   data: (payload: string): string => JSON.stringify({ type: 'data', payload }),
   watching: (jti: string): string => JSON.stringify({ type: 'bootstrap_watching', jti }),
   watchExpired: (jti: string): string =>

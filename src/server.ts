@@ -1,6 +1,6 @@
 /** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
 import { CallerResolver } from './client-ip.ts';
-import { type Config, connectable, isIP, type SettingName, settings } from './config.ts';
+import { type Config, connectable, type SettingName, settings } from './config.ts';
 import type { createHttp } from './http.ts';
 import { createLog, type Log } from './log.ts';
 import {
@@ -221,15 +221,13 @@ async function listen<T>(
 ): Promise<T> {
   const failed = (option: SettingName, why: string): ListenError =>
     new ListenError(`${option} (${settings[option].env}): ${why}`);
-  if (!isIP(host)) {
+  try {
+    return take();
+  } catch (error) {
     const { lookup } = await import('node:dns/promises');
     await lookup(host).catch(() => {
       throw failed(hostOption, `"${host}" does not resolve; expected an address of this machine`);
     });
-  }
-  try {
-    return take();
-  } catch (error) {
     const code = error instanceof Error && 'code' in error ? error.code : undefined;
     if (code === 'EADDRINUSE') {
       throw failed(
