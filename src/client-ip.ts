@@ -52,8 +52,10 @@ function callerAt(text: string, source: string): Caller | undefined {
 }
 
 /** The address that the headers give by the rule; undefined where it is missing or unusable. */
-function fromHeaders(rule: ProxyRule, headers: Headers): Caller | undefined {
-  if (rule.by === 'peer') return undefined;
+function fromHeaders(
+  rule: Exclude<ProxyRule, { by: 'peer' }>,
+  headers: Headers,
+): Caller | undefined {
   const name = rule.by === 'header' ? rule.header : 'x-forwarded-for';
   const value = headers.get(name);
   if (value === null) return undefined;
@@ -65,7 +67,8 @@ function fromHeaders(rule: ProxyRule, headers: Headers): Caller | undefined {
 export class CallerResolver {
   readonly #rule: ProxyRule;
   readonly #warn: (message: string) => void;
-  #warned = false;
+  /** Requests that are still looked at for a setting that looks wrong: what is not seen in these will not be. */
+  #looks = 1000;
 
   /** @param warn Called at most once, with a setting that looks wrong; never with an address. */
   constructor(rule: ProxyRule, warn: (message: string) => void) {
@@ -73,11 +76,14 @@ export class CallerResolver {
     this.#warn = warn;
   }
 
-  /** @param peer The TCP connection's address; null where it is gone already. */
-  resolve(headers: Headers, peer: string | undefined): Caller {
-    const named = fromHeaders(this.#rule, headers);
+  /**
+   * @param request Its headers are not touched where they don't matter, since Bun makes them only then.
+   * @param peer The TCP connection's address; undefined where it is gone already.
+   */
+  resolve(request: { readonly headers: Headers }, peer: string | undefined): Caller {
+    const named = this.#rule.by === 'peer' ? undefined : fromHeaders(this.#rule, request.headers);
     if (named) return named;
-    if (!this.#warned) this.#look(headers);
+    if (this.#looks > 0) this.#look(request.headers);
     // As the operating system writes it, IPv4 needs no parsing, which would cost a twentieth of a whole pairing.
     if (peer !== undefined && IPV4.test(peer)) {
       return { client: peer, address: peer, source: 'peer' };
@@ -89,14 +95,15 @@ export class CallerResolver {
   #look(headers: Headers): void {
     const rule = this.#rule;
     if (rule.by === 'peer') {
+      this.#looks -= 1;
       const header = PROXY_HEADERS.find((name) => headers.has(name));
       if (header === undefined) return;
-      this.#warned = true;
+      this.#looks = 0;
       this.#warn(
         `a request carries ${header}, but AMESH_TRUST_PROXY is not set: behind a proxy all clients count as one`,
       );
     } else {
-      this.#warned = true;
+      this.#looks = 0;
       this.#warn(
         `a request carries no usable ${rule.by === 'header' ? rule.header : 'x-forwarded-for'}, though AMESH_TRUST_PROXY trusts it: the TCP peer counts as the client`,
       );

@@ -432,11 +432,11 @@ export function readEnvironment(
 
 /** Names that look like the relay's and are not: misspelt, most likely. The amesh command line has some of its own. */
 export function unknownSettings(environment: Record<string, string | undefined>): string[] {
+  const names = Object.keys(environment).filter((name) => name.startsWith('AMESH_'));
+  if (names.length === 0) return names;
   const known = new Set(Object.values(settings).map(({ env }) => env));
   const clients = ['AMESH_RELAY_URL', 'AMESH_BOOTSTRAP_TOKEN'];
-  return Object.keys(environment).filter(
-    (name) => name.startsWith('AMESH_') && !known.has(name) && !clients.includes(name),
-  );
+  return names.filter((name) => !known.has(name) && !clients.includes(name));
 }
 
 function read(

@@ -8,7 +8,7 @@ import { type Health, healthResponse } from './status.ts';
 
 /** What `GET /` has to ask for; without it, there is no `/`. */
 interface Surroundings {
-  caller: (headers: Headers, peer: string | undefined) => Caller;
+  caller: (request: Request, peer: string | undefined) => Caller;
   /** Whether the caller speaks TLS, to this relay or to the proxy in front. */
   isSecure: (headers: Headers) => boolean;
 }
@@ -42,7 +42,7 @@ export function createHttp(
       const host = headers.get('host') ?? '';
       if (!HOST.test(host) || !URL.canParse(`ws://${host}`))
         return c.json({ error: 'invalid_host' }, 400);
-      const { address, source } = caller(headers, c.env.peer);
+      const { address, source } = caller(c.req.raw, c.env.peer);
       const facts: Facts = {
         name,
         version,

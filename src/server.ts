@@ -183,7 +183,7 @@ export class RelayServer implements Relay {
       () => this.#health,
       page
         ? {
-            caller: (headers, peer) => this.#callers.resolve(headers, peer),
+            caller: (request, peer) => this.#callers.resolve(request, peer),
             isSecure: (headers) =>
               hasTls ||
               (trustProxy.by !== 'peer' &&
@@ -194,7 +194,7 @@ export class RelayServer implements Relay {
   }
 
   #upgrade(request: Request, server: BunServer): boolean {
-    const { client } = this.#callers.resolve(request.headers, server.requestIP(request)?.address);
+    const { client } = this.#callers.resolve(request, server.requestIP(request)?.address);
     return this.sockets.upgrade(server, request, client);
   }
 
