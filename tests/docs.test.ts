@@ -51,6 +51,29 @@ test('what an editor shows of an option has its default', async () => {
   }
 });
 
+test('the README’s figures are those of the last benchmark', async () => {
+  const [readme, results] = await Promise.all(
+    ['README.md', 'bench/results/results.md'].map((file) => Bun.file(join(root, file)).text()),
+  );
+  const part = readme?.split('## How fast it is')[1]?.split('\n## ')[0] ?? '';
+  const rows = [
+    ...(results ?? '').matchAll(/^\| ([^|]+) \| ([\d.]+) \| [^|]+ \| ≤ [^|]+ \| (.+) \|$/gm),
+  ];
+  const ratios = new Map(rows.map(([, what, median]) => [what, median]));
+  const claimed = [
+    'CPU per pairing, beside bare Bun',
+    'CPU per pairing, beside Node with ws',
+    'CPU per pairing, beside PeerJS',
+    'CPU per frame, beside bare Bun',
+    'Start of the bundle, beside bare Bun',
+    'RSS per waiting session, beside bare Bun',
+  ].map((what) => ratios.get(what));
+  expect([...part.matchAll(/\b(\d\.\d\d) times/g)].map(([, ratio]) => ratio)).toEqual(claimed);
+  const words = ['none', 'one', 'two', 'three', 'four'];
+  const missed = words[rows.filter(([, , , reaches]) => reaches?.includes('no')).length];
+  expect(part).toContain(`the ${missed} of eight aims that were missed`);
+});
+
 test('docs/metrics.md has every metric, with its type and labels', async () => {
   expect(await rowsOf('docs/metrics.md', 'metrics')).toEqual(normal(await metricRows()));
 });
