@@ -32,6 +32,8 @@ interface Parts {
   config: Config;
   bus: Bus;
   now: Clock;
+  /** The name of a key in Redis. */
+  key: (kind: string, name: string) => string;
   serial: () => number;
   isUp: () => boolean;
   onFault: (error: unknown) => void;
@@ -53,20 +55,16 @@ export class Claims {
     return { claims: this.#held.size, orphans: this.#orphans.length };
   }
 
-  #key(kind: string, name: string): string {
-    return `${this.#parts.config.redisPrefix}${kind}:${name}`;
-  }
-
   #code(otc: string): string {
-    return this.#key('code', otc);
+    return this.#parts.key('code', otc);
   }
 
   #jti(jti: string): string {
-    return this.#key('jti', hash(jti));
+    return this.#parts.key('jti', hash(jti));
   }
 
   #limits(client: string, otc: string): [string, string] {
-    return [this.#key('codes-by', client), this.#key('tries', otc)];
+    return [this.#parts.key('codes-by', client), this.#parts.key('tries', otc)];
   }
 
   #keyOf(owned: Owned): string {
@@ -82,7 +80,7 @@ export class Claims {
     const { sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens } = this.#parts.config;
     const claim = this.#newClaim();
     const key = this.#code(otc);
-    const keys = [...this.#limits(client, otc), key, this.#key('listens-by', client)];
+    const keys = [...this.#limits(client, otc), key, this.#parts.key('listens-by', client)];
     const values = [claim, sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens];
     const answer = await this.#ask('claimCode', keys, values);
     if (answer === 'relay_unavailable') this.#orphans.push([key, claim]);
@@ -113,7 +111,7 @@ export class Claims {
     }
     const answer = await this.#ask(
       'claimWatch',
-      [this.#key('watches-by', watcher.client), key],
+      [this.#parts.key('watches-by', watcher.client), key],
       [claim, WATCH_TTL_MS, this.#parts.config.maxWatches, own],
     );
     if (answer === 'relay_unavailable') this.#orphans.push([key, claim]);
@@ -124,7 +122,7 @@ export class Claims {
   burn(client: string, jti: string, isFull: boolean): Promise<string> {
     return this.#ask(
       'init',
-      [this.#key('inits-by', client), this.#key('burnt', hash(jti)), this.#jti(jti)],
+      [this.#parts.key('inits-by', client), this.#parts.key('burnt', hash(jti)), this.#jti(jti)],
       [this.#parts.id, BURNT_TTL_MS, this.#parts.config.maxRefusedInits, Number(isFull)],
     );
   }

@@ -17,8 +17,8 @@ import { Post } from './post.ts';
 import type { ErrorCode, RejectReason } from './protocol.ts';
 import { Reach } from './reach.ts';
 import { DirectWire } from './remote.ts';
-import type { Sockets } from './socket.ts';
 import { Room } from './room.ts';
+import type { Sockets } from './socket.ts';
 import { Turns } from './turns.ts';
 
 interface Parts {
@@ -66,6 +66,7 @@ export class Cluster implements Arbiter {
       config,
       bus,
       now,
+      key,
       serial,
       isUp,
       onFault,
