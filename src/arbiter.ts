@@ -57,9 +57,9 @@ export class Alone implements Arbiter {
       ? 'otc_in_use'
       : sessions.open(target, otc, now);
     if (session === 'otc_in_use') return this.#failed(target, otc, session, now);
-    if (typeof session === 'string') return session;
+    // Either answer tells that nobody else has the code.
     limits.listens.add(target.client, now);
-    return undefined;
+    return typeof session === 'string' ? session : undefined;
   }
 
   connect(controller: Connection, otc: string): ErrorCode | undefined {

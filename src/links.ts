@@ -28,11 +28,10 @@ export type Item = ['edge', link: number, what: ToEdge] | ['owner', link: number
 export function isItem(value: unknown): value is Item {
   if (!Array.isArray(value)) return false;
   const [to, link, what] = value as unknown[];
-  return (
-    (to === 'edge' || to === 'owner') &&
-    Number.isInteger(link) &&
-    (typeof what === 'string' || Array.isArray(what))
-  );
+  if ((to !== 'edge' && to !== 'owner') || !Number.isInteger(link)) return false;
+  if (!Array.isArray(what)) return typeof what === 'string';
+  const isQuestion = what[0] === 'connect' || what[0] === 'init';
+  return !isQuestion || what.every((part) => typeof part === 'string');
 }
 
 interface Parts {
@@ -154,7 +153,7 @@ export class Links {
       case 'no':
         return this.#drop(pipe, isReason(what[1]) ? what[1] : 'relay_unavailable');
       case 'end':
-        pipe.late = pipe.sent - what[1];
+        pipe.late = Number.isInteger(what[1]) ? Math.min(pipe.sent, pipe.sent - what[1]) : 0;
         return this.#drop(pipe);
       case 'close':
         if (connection.remote) connection.remote.isClosed = true;
@@ -218,6 +217,7 @@ export class Links {
     switch (what[0]) {
       case 'connect': {
         const [, otc, client] = what;
+        if (far) return;
         const controller = this.#far(peer, number, client);
         return answers.guard(controller, () => {
           const refusal = join(controller, otc);
@@ -226,6 +226,7 @@ export class Links {
       }
       case 'init': {
         const [, jti, client, frame] = what;
+        if (far) return;
         const target = this.#far(peer, number, client);
         return announce(target, jti, frame, (refusal) => {
           if (refusal) this.#refuse(target, refusal);

@@ -8,7 +8,7 @@ import type { Connection } from './connection.ts';
 import { isItem, type Item } from './links.ts';
 import type { Log } from './log.ts';
 import type { Pipe } from './remote.ts';
-import type { Room } from './room.ts';
+import { costOf, type Room } from './room.ts';
 
 /** The stream that says: everything between us is over. */
 const OVER = 0;
@@ -42,8 +42,8 @@ export class Peer {
   itsStream: number | undefined;
   expected = 0;
   outbox: Item[] = [];
-  /** The clients' frames among them. */
-  waiting: string[] = [];
+  /** What the clients' frames among them take up. */
+  waiting = 0;
   /** Peers of ours whose sockets are over there, by link. */
   readonly fars = new Map<number, Connection>();
   /** Sockets of ours whose owner is over there, by link. */
@@ -101,8 +101,9 @@ export class Post {
   /** Takes room for a client's frame, which is sent right after. @returns Whether there is any. */
   charge(peer: Peer, frame: string, client: string): boolean {
     if (this.#peers.get(peer.id) !== peer) return true;
-    if (!this.#parts.room.enter(client, frame)) return false;
-    peer.waiting.push(frame);
+    const cost = costOf(frame);
+    if (!this.#parts.room.enter(client, cost)) return false;
+    peer.waiting += cost;
     return true;
   }
 
@@ -110,10 +111,8 @@ export class Post {
   #flush(peer: Peer): void {
     const { id, bus, room, channelOf, isUp, onFault } = this.#parts;
     const { waiting } = peer;
-    const gone = (): void => {
-      for (const frame of waiting) room.leave(frame);
-    };
-    peer.waiting = [];
+    const gone = (): void => room.leave(waiting);
+    peer.waiting = 0;
     if (!isUp() || this.#peers.get(peer.id) !== peer) return gone();
     const envelope: Envelope = [id, peer.stream, peer.sent, peer.outbox];
     peer.sent += 1;

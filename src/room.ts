@@ -6,10 +6,13 @@ import { frames } from './protocol.ts';
 export const MAX_WAITING_BYTES = 64 * 1024 * 1024;
 /** Bytes that a client may send each second, once it has sent as much as a session may carry: all links go by one line. */
 const CLIENT_BYTES_PER_SECOND = 1024 * 1024;
-/** What a frame costs beside its payload: its envelope, and what it takes to handle it. */
+/** What a frame costs beside its bytes: its envelope, and what it takes to handle it. */
 const FRAME_OVERHEAD_BYTES = 64;
 
-export const costOf = (frame: string | Buffer): number => frame.length + FRAME_OVERHEAD_BYTES;
+/** Bytes as they go over the line, where what JSON escapes is longer. */
+export const costOf = (frame: string | Buffer): number =>
+  FRAME_OVERHEAD_BYTES +
+  (typeof frame === 'string' ? Buffer.byteLength(JSON.stringify(frame)) : frame.length);
 
 interface SessionLimits {
   maxSessionBytes: number;
@@ -37,18 +40,18 @@ export class Room {
     return this.#levels.size;
   }
 
-  /** @returns Whether a client's frame may wait; then `leave` has to follow. */
-  enter(client: string, frame: string | Buffer): boolean {
+  /** @returns Whether a client's frame of that cost may wait; then `leave` has to follow. */
+  enter(client: string, cost: number): boolean {
     const now = this.#now();
-    const bytes = this.#levelOf(client, now) + costOf(frame);
-    if (this.#used + costOf(frame) > MAX_WAITING_BYTES || bytes > this.#burst) return false;
-    this.#used += costOf(frame);
+    const bytes = this.#levelOf(client, now) + cost;
+    if (this.#used + cost > MAX_WAITING_BYTES || bytes > this.#burst) return false;
+    this.#used += cost;
     this.#levels.set(client, { bytes, at: now });
     return true;
   }
 
-  leave(frame: string | Buffer): void {
-    this.#used -= costOf(frame);
+  leave(cost: number): void {
+    this.#used -= cost;
   }
 
   /** Forgets whose share is whole again. */

@@ -24,7 +24,7 @@ export class Turns {
     const { remote } = connection;
     if (!remote?.queue) return received(connection, frame);
     const bytes = costOf(frame);
-    if (remote.queuedBytes + bytes > maxBacklogBytes || !room.enter(connection.client, frame)) {
+    if (remote.queuedBytes + bytes > maxBacklogBytes || !room.enter(connection.client, bytes)) {
       return answers.close(connection, 'too_many_frames');
     }
     remote.queuedBytes += bytes;
@@ -53,8 +53,9 @@ export class Turns {
     remote.queue = undefined;
     for (const [i, frame] of queue.entries()) {
       if (frame === undefined) return gone(connection);
-      remote.queuedBytes -= costOf(frame);
-      room.leave(frame);
+      const bytes = costOf(frame);
+      remote.queuedBytes -= bytes;
+      room.leave(bytes);
       if (!remote.isClosed) received(connection, frame);
       if (remote.queue) {
         (remote.queue as typeof queue).push(...queue.slice(i + 1));

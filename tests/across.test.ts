@@ -1,6 +1,6 @@
 /** What happens between instances when something goes wrong at a certain moment, on the simulation's clock. */
 import { describe, expect, test } from 'bun:test';
-import { MAX_WAITING_BYTES, Room } from '../src/room.ts';
+import { costOf, MAX_WAITING_BYTES, Room } from '../src/room.ts';
 import { type Instance, SimulatedSocket, Simulation } from './simulation.ts';
 import type { Frame } from './support.ts';
 
@@ -189,6 +189,8 @@ test('what no instance says is believed by none, and ends nothing', async () => 
     ['i9', 1, 0, [['owner', 1, null]]],
     ['i9', 1, 0, [['edge', object, ['yes']]]],
     ['i9', 1, 0, ['owner']],
+    ['i9', 1, 0, [['owner', 1, ['connect', 7, 'x']]]],
+    ['i9', 1, 0, [['owner', 1, ['init', 'bt_1', 'x', object]]]],
     object,
     null,
   ]) {
@@ -196,7 +198,7 @@ test('what no instance says is believed by none, and ends nothing', async () => 
     network.publish('amesh:to:i1', `[${JSON.stringify(forged)}`);
   }
   await world.play(100);
-  expect(a.log.lines.filter((line) => line.includes('could not be understood')).length).toBe(22);
+  expect(a.log.lines.filter((line) => line.includes('could not be understood')).length).toBe(26);
   expect(a.sockets.cluster?.books).toMatchObject({ instances: 1, fars: 1 });
   controller.send(data('undisturbed'));
   await world.play(50);
@@ -267,15 +269,15 @@ test('the room where frames wait has a share for each client, and an end', () =>
   let now = 0;
   const limits = { maxSessionBytes: 5 * 2 ** 20, maxSessionFrames: 0 };
   const room = new Room(limits, () => now);
-  const frame = 'x'.repeat(65_472);
+  const cost = costOf('x'.repeat(65_470));
   const fill = (client: string): number => {
     let entered = 0;
-    while (entered < 2000 && room.enter(client, frame)) entered += 1;
+    while (entered < 2000 && room.enter(client, cost)) entered += 1;
     return entered;
   };
   const share = fill('one');
   expect(share).toBe(80);
-  for (let i = 0; i < share; i += 1) room.leave(frame);
+  for (let i = 0; i < share; i += 1) room.leave(cost);
   expect([room.used, room.clients, fill('one')]).toEqual([0, 1, 0]);
   now += 1000;
   expect(fill('one')).toBe(1024 / 64);

@@ -41,6 +41,17 @@ test('sixty in any 60 s, whatever became of them, where sixty is the limit', asy
   await client.expect(open);
 });
 
+test('where sessions are full, that a code is free is told no more often', async () => {
+  const relay = await startRelay({ maxListens: 3, maxSessions: 1 });
+  const holder = await relay.connect();
+  holder.send(listen('000000'));
+  await holder.expect(open);
+  for (let i = 1; i < 3; i += 1) await holder.refused(listen(`00000${i}`), 'already_in_session');
+  const client = await relay.connect();
+  for (let i = 1; i < 3; i += 1) await client.refused(listen(`00000${i}`), 'relay_capacity');
+  await client.refused(listen('000003'), 'rate_limited');
+});
+
 test('one client’s do not count against another', async () => {
   const relay = await startRelay({ trustProxy: '1', maxListens: 1 });
   for (const address of ['203.0.113.1', '203.0.113.2']) {
