@@ -250,14 +250,15 @@ test.each(['controller', 'target'] as const)(
       for (let i = 0; i < 80; i += 1) pair[side].send(data('x'.repeat(60_000)));
     }
     controller.send(data('in between'));
-    target.send(data('and back'));
+    const long = 'and back '.repeat(7000);
+    target.send(data(long));
     await world.play(200);
     expect(pairs.map((pair) => pair[side].code)).toEqual([undefined, undefined, 4004]);
     const other = side === 'target' ? 'controller' : 'target';
     expect(
       pairs.map((pair) => pair[other].heard.filter(({ type }) => type === 'data').length),
     ).toEqual([80, 80, expect.any(Number)]);
-    expect([target.heard, controller.heard]).toEqual([[data('in between')], [data('and back')]]);
+    expect([target.heard, controller.heard]).toEqual([[data('in between')], [data(long)]]);
     controller.send(data('on a line that is cut'));
     b.cutOff();
     await world.play(2000);
