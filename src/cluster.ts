@@ -47,7 +47,7 @@ export class Cluster implements Arbiter {
     this.#sockets = sockets;
     this.#now = now;
     this.#room = new Room(config, now);
-    const { answers, sessions, watches } = sockets;
+    const { answers, sessions } = sockets;
     let last = 0;
     const serial = (): number => (last += 1);
     const isUp = (): boolean => this.#reach.isUp;
@@ -89,13 +89,13 @@ export class Cluster implements Arbiter {
       {
         answers,
         sessions,
-        watches,
         serial,
         beats: () => this.#reach.beats,
         isUp,
         settle: (connection) => sockets.roster.settle(connection, now()),
         received: (far, frame) => sockets.received(far, frame),
         closed: (far) => this.closed(far),
+        letGo: (far, why) => sockets.letGo(far, why),
         join: (far, otc) => this.#join(far, otc),
         announce: (far, jti, frame, then) =>
           this.#turns.run(far, async () => {
@@ -180,16 +180,15 @@ export class Cluster implements Arbiter {
   }
 
   #gone(connection: Connection): void {
-    const { answers, sessions, watches } = this.#sockets;
+    const sockets = this.#sockets;
     if (connection.remote?.link) {
-      return answers.guard(connection, () => {
-        sessions.letGo(connection, 'peer_disconnected');
-        watches.letGo(connection);
+      return sockets.answers.guard(connection, () => {
+        sockets.letGo(connection);
         this.#links.end(connection);
       });
     }
     this.#links.leave(connection);
-    this.#sockets.closed(connection);
+    sockets.closed(connection);
   }
 
   // What others have a say in

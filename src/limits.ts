@@ -10,7 +10,7 @@ export const WINDOW_MS = 60_000;
 
 /**
  * How many keys a book holds. One that comes when it is full is not written down, so that those who stand there keep
- * their full minute: whoever can fill it (100,000 addresses a minute, about 15 MB) is not held by a limit per address.
+ * their full minute: whoever can fill it (100,000 addresses a minute, about 15 MB at five attempts each) is not held by a limit per address.
  */
 export const MAX_KEYS = 100_000;
 

@@ -9,7 +9,6 @@ import type { Loss, Peer, Post } from './post.ts';
 import { type ErrorCode, frames, isReason } from './protocol.ts';
 import { DirectWire, nowhere, type Pipe, Remote } from './remote.ts';
 import type { Sessions } from './sessions.ts';
-import type { Watches } from './watches.ts';
 
 /** Beats that another instance has for an answer. */
 const ANSWER_BEATS = 4;
@@ -37,13 +36,13 @@ export function isItem(value: unknown): value is Item {
 interface Parts {
   answers: Answers;
   sessions: Sessions;
-  watches: Watches;
   serial: () => number;
   beats: () => number;
   isUp: () => boolean;
   settle: (connection: Connection) => void;
   received: (far: Connection, frame: string) => void;
   closed: (far: Connection) => void;
+  letGo: (far: Connection, why: ErrorCode) => void;
   /** A far controller asks. @returns Why not. */
   join: (far: Connection, otc: string) => string | undefined;
   /** A far target asks. Comes to why not. */
@@ -104,13 +103,8 @@ export class Links {
       over: Promise.withResolvers(),
       send: (frame) => {
         pipe.sent += 1;
-        if (this.#post.charge(peer, frame, connection.client)) {
-          this.#post.send(peer, ['owner', number, frame]);
-        } else {
-          this.#post.send(peer, ['owner', number, ['slow']]);
-          this.#drop(pipe);
-          this.#parts.answers.close(connection, 'slow_consumer');
-        }
+        if (!this.#post.charge(peer, frame, connection.client)) return this.#tooSlow(pipe);
+        this.#post.send(peer, ['owner', number, frame]);
       },
     };
     peer.pipes.set(number, pipe);
@@ -137,13 +131,10 @@ export class Links {
 
   /** What the owner says to a socket of ours. */
   #fromOwner(pipe: Pipe, what: ToEdge): void {
-    const { answers } = this.#parts;
     const { connection } = pipe;
     if (typeof what === 'string') {
-      if (connection.ws.sendText(what) !== 0) return;
-      if (!pipe.isOver) this.#post.send(pipe.peer, ['owner', pipe.number, ['slow']]);
-      this.#drop(pipe);
-      return answers.close(connection, 'slow_consumer');
+      if (connection.ws.sendText(what) === 0) this.#tooSlow(pipe);
+      return;
     }
     switch (what[0]) {
       case 'yes':
@@ -159,6 +150,13 @@ export class Links {
         if (connection.remote) connection.remote.isClosed = true;
         connection.ws.close(what[1], what[2]);
     }
+  }
+
+  /** A frame could not go on, one way or the other: both sides are closed. */
+  #tooSlow(pipe: Pipe): void {
+    if (!pipe.isOver) this.#post.send(pipe.peer, ['owner', pipe.number, ['slow']]);
+    this.#drop(pipe);
+    this.#parts.answers.close(pipe.connection, 'slow_consumer');
   }
 
   /** Forgets a pipe; its socket may go on without it. */
@@ -331,15 +329,10 @@ export class Links {
   }
 
   #loseFars(peer: Peer, why: ErrorCode): void {
-    const { answers, closed, sessions, watches } = this.#parts;
+    const { answers, closed, letGo } = this.#parts;
     for (const far of peer.fars.values()) {
       if (far.remote?.queue) closed(far);
-      else {
-        answers.guard(far, () => {
-          sessions.letGo(far, why);
-          watches.letGo(far);
-        });
-      }
+      else answers.guard(far, () => letGo(far, why));
     }
   }
 }

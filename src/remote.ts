@@ -25,7 +25,7 @@ export interface Pipe {
 /** What the cluster keeps of one socket. */
 export class Remote {
   /** Frames that wait behind a question to Redis; `undefined` stands for the close. */
-  queue: (string | Buffer | undefined)[] | undefined;
+  queue: ({ frame: string | Buffer; cost: number } | undefined)[] | undefined;
   queuedBytes = 0;
   /** The relay has closed this socket: what waits is not heard any more. */
   isClosed = false;

@@ -1,6 +1,7 @@
 /** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
 import { CallerResolver } from './client-ip.ts';
 import { type Config, connectable, type SettingName, settings } from './config.ts';
+import type { Clock } from './connection.ts';
 import type { createHttp } from './http.ts';
 import { createLog, type Log } from './log.ts';
 import {
@@ -10,7 +11,6 @@ import {
   RelayStateError,
   type StopOptions,
 } from './relay.ts';
-import type { Clock } from './connection.ts';
 import { type BunServer, Sockets } from './socket.ts';
 import { type Health, healthResponse } from './status.ts';
 import type { TlsFiles } from './tls.ts';

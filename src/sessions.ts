@@ -95,12 +95,12 @@ export class Sessions {
   /** @returns Why not. */
   done(sender: Connection): 'no_session' | undefined {
     if (!sender.session) return 'no_session';
-    this.leave(sender, sender.session, frames.done);
+    this.#leave(sender, sender.session, frames.done);
     return undefined;
   }
 
   /** One side is through. The other hears it behind all that was sent before, and the session is forgotten. */
-  leave(leaver: Connection, session: Session<Connection>, farewell: string): void {
+  #leave(leaver: Connection, session: Session<Connection>, farewell: string): void {
     const isHeard = !session.controller || leaver.ws.publishText(session.otc, farewell) !== 0;
     this.end(session);
     if (!isHeard) this.closePair(session, 'slow_consumer');
@@ -109,7 +109,7 @@ export class Sessions {
   /** A peer has gone; `why` is what the other side is told. */
   letGo(connection: Connection, why: ErrorCode): void {
     const { session } = connection;
-    if (session) this.leave(connection, session, frames.error(why));
+    if (session) this.#leave(connection, session, frames.error(why));
   }
 
   end(session: Session<Connection>, outcome?: 'expired' | 'abandoned'): void {

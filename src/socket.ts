@@ -161,10 +161,15 @@ export class Sockets {
   closed(connection: Connection): void {
     this.answers.guard(connection, () => {
       if (!this.roster.remove(connection)) return;
-      this.sessions.letGo(connection, 'peer_disconnected');
-      this.watches.letGo(connection);
+      this.letGo(connection);
       this.answers.trace(connection, 'disconnected');
     });
+  }
+
+  /** A peer has gone, and with it all that it held; `why` is what the other side of its session is told. */
+  letGo(connection: Connection, why: ErrorCode = 'peer_disconnected'): void {
+    this.sessions.letGo(connection, why);
+    this.watches.letGo(connection);
   }
 
   #received(connection: Connection, frame: string | Buffer): void {

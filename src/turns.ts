@@ -23,12 +23,12 @@ export class Turns {
     const { room, maxBacklogBytes, answers, received } = this.#parts;
     const { remote } = connection;
     if (!remote?.queue) return received(connection, frame);
-    const bytes = costOf(frame);
-    if (remote.queuedBytes + bytes > maxBacklogBytes || !room.enter(connection.client, bytes)) {
+    const cost = costOf(frame);
+    if (remote.queuedBytes + cost > maxBacklogBytes || !room.enter(connection.client, cost)) {
       return answers.close(connection, 'too_many_frames');
     }
-    remote.queuedBytes += bytes;
-    remote.queue.push(frame);
+    remote.queuedBytes += cost;
+    remote.queue.push({ frame, cost });
   }
 
   closed(connection: Connection): void {
@@ -51,12 +51,11 @@ export class Turns {
     const { room, received, gone } = this.#parts;
     const queue = remote.queue ?? [];
     remote.queue = undefined;
-    for (const [i, frame] of queue.entries()) {
-      if (frame === undefined) return gone(connection);
-      const bytes = costOf(frame);
-      remote.queuedBytes -= bytes;
-      room.leave(bytes);
-      if (!remote.isClosed) received(connection, frame);
+    for (const [i, waiting] of queue.entries()) {
+      if (waiting === undefined) return gone(connection);
+      remote.queuedBytes -= waiting.cost;
+      room.leave(waiting.cost);
+      if (!remote.isClosed) received(connection, waiting.frame);
       if (remote.queue) {
         (remote.queue as typeof queue).push(...queue.slice(i + 1));
         return;
