@@ -1,9 +1,15 @@
 /** What the relay says to one socket: frames, refusals, the close; each counted, and traced where asked to. */
-import { closes, type CloseReason, type ErrorCode, frames, type RejectReason } from './protocol.ts';
+import {
+  closes,
+  type CloseReason,
+  type ErrorCode,
+  frames,
+  type RejectReason,
+} from './wire/frames.ts';
 import type { Config } from './config.ts';
 import type { Connection } from './connection.ts';
-import type { Log } from './log.ts';
-import type { Stats } from './stats.ts';
+import type { Log } from './observe/log.ts';
+import type { Stats } from './observe/stats.ts';
 
 export class Answers {
   readonly #config: Config;

@@ -1,12 +1,12 @@
 /** Who may have what is asked for: the limits, then the rules. `Alone` decides for one instance, `Cluster` for many. */
-import type { Watch } from './bootstrap.ts';
+import type { Watch } from './bootstrap/bootstrap.ts';
 import type { Clock, Connection } from './connection.ts';
-import type { Limits } from './limits.ts';
-import type { Session } from './pairing.ts';
-import type { ErrorCode, RejectReason } from './protocol.ts';
-import type { Roster } from './roster.ts';
-import type { Sessions } from './sessions.ts';
-import type { Watches } from './watches.ts';
+import type { Limits } from './admission/limits.ts';
+import type { Session } from './pairing/pairing.ts';
+import type { ErrorCode, RejectReason } from './wire/frames.ts';
+import type { Roster } from './admission/connections.ts';
+import type { Sessions } from './pairing/sessions.ts';
+import type { Watches } from './bootstrap/watches.ts';
 
 /** What a socket asks comes back with why not; what it gets, it is told on the way. */
 export interface Arbiter {

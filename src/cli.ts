@@ -2,7 +2,7 @@
 import { version } from '../package.json' with { type: 'json' };
 import { readArguments } from './arguments.ts';
 import { unknownSettings } from './config.ts';
-import { createLog } from './log.ts';
+import { createLog } from './observe/log.ts';
 import { RelayServer } from './server.ts';
 
 const USAGE_ERROR = 2;
@@ -16,8 +16,8 @@ export type Command = (args: string[]) => Promise<number>;
 
 /** Every subcommand, loaded only when it is the one that runs. */
 const commands: Record<string, () => Promise<Command>> = {
-  health: async () => (await import('./health.ts')).health,
-  check: async () => (await import('./check.ts')).check,
+  health: async () => (await import('./check/health.ts')).health,
+  check: async () => (await import('./check/check.ts')).check,
 };
 
 function fail(message: string, code: number): never {

@@ -2,9 +2,9 @@
  * Every setting once: its name as an option and in the environment, its default, and what it accepts. Times are seconds
  * in the environment and milliseconds (`…Ms`) as options. Without zod, which takes as long to load as all the rest.
  */
-import { parseProxyRule, PROXY_RULE_FORMS } from './client-ip.ts';
-import { LOG_LEVELS, type LogLevel } from './log.ts';
-import { RedisUrl } from './redis-url.ts';
+import { parseProxyRule, PROXY_RULE_FORMS } from './admission/client-address.ts';
+import { LOG_LEVELS, type LogLevel } from './observe/log.ts';
+import { RedisUrl } from './cluster/redis-url.ts';
 
 export interface Setting {
   env: string;

@@ -1,7 +1,7 @@
 /** One socket, as everything behind the listener sees it. */
-import type { Bootstrapped, Watch } from './bootstrap.ts';
-import type { Paired, Session } from './pairing.ts';
-import type { Remote } from './remote.ts';
+import type { Bootstrapped, Watch } from './bootstrap/bootstrap.ts';
+import type { Paired, Session } from './pairing/pairing.ts';
+import type { Remote } from './cluster/remote.ts';
 
 /** What the relay uses of a socket. Bun's has it; so has one that is connected to another instance. */
 export interface Wire {

@@ -3,7 +3,7 @@ import { Hono } from 'hono';
 import { accepts } from 'hono/accepts';
 import { TrieRouter } from 'hono/router/trie-router';
 import { name, version } from '../package.json' with { type: 'json' };
-import type { Caller } from './client-ip.ts';
+import type { Caller } from './admission/client-address.ts';
 import { type Health, healthResponse } from './status.ts';
 
 /** What `GET /` has to ask for; without it, there is no `/`. */
@@ -58,7 +58,7 @@ export function createHttp(
         default: 'application/json',
       });
       if (type === 'application/json') return c.json(facts);
-      const { servePage } = await import('./page.ts');
+      const { servePage } = await import('./page/page.ts');
       return servePage(c, facts, health());
     });
   }

@@ -19,7 +19,7 @@ export {
   type StopOptions,
   TlsError,
 } from './relay.ts';
-export { RedisError } from './redis-url.ts';
+export { RedisError } from './cluster/redis-url.ts';
 
 /**
  * Creates a relay; {@link Relay.start} makes it listen. Relays share nothing, so one process may hold several. The

@@ -1,9 +1,9 @@
 /** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
-import { CallerResolver } from './client-ip.ts';
+import { CallerResolver } from './admission/client-address.ts';
 import { type Config, connectable, type SettingName, settings } from './config.ts';
 import type { Clock } from './connection.ts';
 import type { createHttp } from './http.ts';
-import { createLog, type Log } from './log.ts';
+import { createLog, type Log } from './observe/log.ts';
 import {
   ListenError,
   type Relay,
@@ -81,7 +81,7 @@ export class RelayServer implements Relay {
     const { host, port, metricsPort, metricsHost = host } = this.#config;
     const tls = await this.#tls();
     if (this.#config.redisUrl) {
-      const { joinCluster } = await import('./redis.ts');
+      const { joinCluster } = await import('./cluster/redis.ts');
       this.#cluster = await joinCluster(this.#config, this.sockets, this.#log, this.#now);
     }
     try {
@@ -91,7 +91,7 @@ export class RelayServer implements Relay {
       throw error;
     }
     if (metricsPort !== undefined) {
-      const { serveMetrics } = await import('./metrics.ts');
+      const { serveMetrics } = await import('./observe/metrics.ts');
       try {
         this.#metrics = await listen('metricsHost', 'metricsPort', metricsHost, metricsPort, () =>
           serveMetrics(this.sockets, metricsHost, metricsPort),

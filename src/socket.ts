@@ -6,14 +6,14 @@
 import type { Server, WebSocketHandler } from 'bun';
 import { Answers } from './answers.ts';
 import { Alone, type Arbiter } from './arbiter.ts';
-import { Bootstrap, BURNT_TTL_MS, WATCH_TTL_MS } from './bootstrap.ts';
-import { BurntList } from './burnt.ts';
-import type { Cluster } from './cluster.ts';
+import { Bootstrap, BURNT_TTL_MS, WATCH_TTL_MS } from './bootstrap/bootstrap.ts';
+import { BurntList } from './bootstrap/used-tokens.ts';
+import type { Cluster } from './cluster/cluster.ts';
 import type { Config } from './config.ts';
 import { type Clock, Connection } from './connection.ts';
-import { Limits } from './limits.ts';
-import type { Log } from './log.ts';
-import { Pairing } from './pairing.ts';
+import { Limits } from './admission/limits.ts';
+import type { Log } from './observe/log.ts';
+import { Pairing } from './pairing/pairing.ts';
 import {
   type ClientMessage,
   decodeBinary,
@@ -22,11 +22,11 @@ import {
   isCanonicalData,
   type Malformed,
   parse,
-} from './protocol.ts';
-import { Roster } from './roster.ts';
-import { Sessions } from './sessions.ts';
-import { Stats } from './stats.ts';
-import { Watches } from './watches.ts';
+} from './wire/frames.ts';
+import { Roster } from './admission/connections.ts';
+import { Sessions } from './pairing/sessions.ts';
+import { Stats } from './observe/stats.ts';
+import { Watches } from './bootstrap/watches.ts';
 
 /** From the protocol. */
 const MAX_WATCHES_PER_SOCKET = 100;

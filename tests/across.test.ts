@@ -1,6 +1,6 @@
 /** What happens between instances when something goes wrong at a certain moment, on the simulation's clock. */
 import { describe, expect, test } from 'bun:test';
-import { costOf, MAX_WAITING_BYTES, Room } from '../src/room.ts';
+import { costOf, MAX_WAITING_BYTES, Room } from '../src/cluster/room.ts';
 import { type Instance, SimulatedSocket, Simulation } from './simulation.ts';
 import type { Frame } from './support.ts';
 

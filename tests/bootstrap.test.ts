@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'bun:test';
-import { Bootstrap, type Bootstrapped, type Watch } from '../src/bootstrap.ts';
-import { BurntList } from '../src/burnt.ts';
+import { Bootstrap, type Bootstrapped, type Watch } from '../src/bootstrap/bootstrap.ts';
+import { BurntList } from '../src/bootstrap/used-tokens.ts';
 
 const WATCH_TTL = 300_000;
 const BURNT_TTL = 25 * 3_600_000;

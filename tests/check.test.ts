@@ -3,10 +3,10 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { announce, connect } from '../src/client.ts';
+import { announce, connect } from '../src/client/client.ts';
 import type { RelayOptions } from '../src/config.ts';
 import { createRelayServer } from '../src/index.ts';
-import type { ProblemCode, Step } from '../src/steps.ts';
+import type { ProblemCode, Step } from '../src/check/steps.ts';
 import { freePorts } from './support.ts';
 
 // One step may wait ten seconds for an answer.

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'bun:test';
-import { parseAddress } from '../src/address.ts';
-import { CallerResolver, parseProxyRule, type ProxyRule } from '../src/client-ip.ts';
+import { parseAddress } from '../src/admission/address.ts';
+import { CallerResolver, parseProxyRule, type ProxyRule } from '../src/admission/client-address.ts';
 
 test.each([
   ['', { by: 'peer' }],

@@ -12,8 +12,8 @@ import {
   type RelayErrorCode,
   type Channel,
   watch,
-} from '../src/client.ts';
-import { type CloseReason, closes } from '../src/codes.ts';
+} from '../src/client/client.ts';
+import { type CloseReason, closes } from '../src/wire/codes.ts';
 import { createRelayServer } from '../src/index.ts';
 
 const relay = await createRelayServer({
@@ -308,7 +308,7 @@ describe('the documentation’s examples, from the built package', () => {
     folder = await mkdtemp(join(tmpdir(), 'relay-client-'));
     const home = join(folder, 'node_modules', pkg.name);
     const built = await Bun.build({
-      entrypoints: [join(import.meta.dir, '../src/client.ts')],
+      entrypoints: [join(import.meta.dir, '../src/client/client.ts')],
       target: 'browser',
     });
     await Bun.write(join(home, 'dist/client.js'), await (built.outputs[0] as Blob).text());

@@ -2,7 +2,7 @@
 import { expect, test } from 'bun:test';
 import { join } from 'node:path';
 import { readOptions, type Setting, settings } from '../src/config.ts';
-import { createRegistry } from '../src/metrics.ts';
+import { createRegistry } from '../src/observe/metrics.ts';
 import { RelayServer } from '../src/server.ts';
 
 const root = join(import.meta.dir, '..');

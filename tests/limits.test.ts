@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'bun:test';
-import { Attempts, Tally, WINDOW_MS } from '../src/limits.ts';
+import { Attempts, Tally, WINDOW_MS } from '../src/admission/limits.ts';
 
 describe('attempts', () => {
   test('the fifth in a window spends a key, until the oldest is a minute old', () => {

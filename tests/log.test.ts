@@ -1,6 +1,6 @@
 import { expect, test } from 'bun:test';
-import { Stats } from '../src/stats.ts';
-import { createLog, type LogLevel } from '../src/log.ts';
+import { Stats } from '../src/observe/stats.ts';
+import { createLog, type LogLevel } from '../src/observe/log.ts';
 
 function lines(level: LogLevel, isTTY = false): string[] {
   const written: string[] = [];

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'bun:test';
-import { type Paired, Pairing, type Session } from '../src/pairing.ts';
+import { type Paired, Pairing, type Session } from '../src/pairing/pairing.ts';
 
 const TTL = 30_000;
 

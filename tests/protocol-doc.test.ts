@@ -1,7 +1,7 @@
 /** Plays every transcript in PROTOCOL.md against the relay, and looks that no code is missing there. */
 import { expect, test } from 'bun:test';
 import { join } from 'node:path';
-import { closes, errorCodes, rejectReasons } from '../src/codes.ts';
+import { closes, errorCodes, rejectReasons } from '../src/wire/codes.ts';
 import { readEnvironment, type SettingName, settings } from '../src/config.ts';
 import { type Client, startRelay, type TestRelay, within } from './support.ts';
 

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'bun:test';
-import { clientMessages } from '../src/messages.ts';
-import { decodeBinary, frames, isCanonicalData, parse } from '../src/protocol.ts';
+import { clientMessages } from '../src/wire/messages.ts';
+import { decodeBinary, frames, isCanonicalData, parse } from '../src/wire/frames.ts';
 import { seeded } from './random.ts';
 
 const refusal = (text: string): unknown => {

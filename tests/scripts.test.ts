@@ -1,8 +1,8 @@
 /** The scripts in Redis, and the model of them that the simulation plays with: the same answers to the same questions. */
 import { expect, test } from 'bun:test';
-import type { Script } from '../src/scripts.ts';
-import { RedisBus } from '../src/redis.ts';
-import { RedisUrl } from '../src/redis-url.ts';
+import type { Script } from '../src/cluster/scripts.ts';
+import { RedisBus } from '../src/cluster/redis.ts';
+import { RedisUrl } from '../src/cluster/redis-url.ts';
 import { redisServer, startRedis } from './redis.ts';
 import { seeded } from './random.ts';
 import { ModelRedis } from './simulation.ts';

@@ -1,9 +1,9 @@
 /** The figures in SECURITY.md, against the defaults and a relay that has them. */
 import { expect, test } from 'bun:test';
 import { join } from 'node:path';
-import { BURNT_TTL_MS } from '../src/bootstrap.ts';
+import { BURNT_TTL_MS } from '../src/bootstrap/bootstrap.ts';
 import { readOptions } from '../src/config.ts';
-import { MAX_KEYS } from '../src/limits.ts';
+import { MAX_KEYS } from '../src/admission/limits.ts';
 import { startRelay, type TestRelay } from './support.ts';
 
 const page = (await Bun.file(join(import.meta.dir, '../SECURITY.md')).text()).replaceAll(

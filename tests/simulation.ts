@@ -3,12 +3,12 @@
  * cluster, with everything between them (sockets, Redis, the network, crashes) played from a seed. The same seed plays
  * the same story.
  */
-import type { Bus } from '../src/bus.ts';
-import { Cluster } from '../src/cluster.ts';
-import { BEAT_MS } from '../src/reach.ts';
+import type { Bus } from '../src/cluster/bus.ts';
+import { Cluster } from '../src/cluster/cluster.ts';
+import { BEAT_MS } from '../src/cluster/reach.ts';
 import { type Config, readOptions } from '../src/config.ts';
 import { Connection } from '../src/connection.ts';
-import { type Script, TIMELESS } from '../src/scripts.ts';
+import { type Script, TIMELESS } from '../src/cluster/scripts.ts';
 import { Sockets } from '../src/socket.ts';
 import { type Frame, memoryLog } from './support.ts';
 import { seeded } from './random.ts';

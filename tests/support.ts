@@ -1,8 +1,8 @@
 /** What the tests stand on: a relay on a free port with a clock of its own, and clients that miss no frame. */
 import { afterAll, afterEach } from 'bun:test';
 import { readOptions, type RelayOptions } from '../src/config.ts';
-import type { Log } from '../src/log.ts';
-import { errorCodes, rejectReasons } from '../src/codes.ts';
+import type { Log } from '../src/observe/log.ts';
+import { errorCodes, rejectReasons } from '../src/wire/codes.ts';
 import { RelayServer } from '../src/server.ts';
 
 export type Frame = Record<string, unknown>;

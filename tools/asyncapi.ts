@@ -5,8 +5,8 @@
 import { join } from 'node:path';
 import * as z from 'zod/mini';
 import pkg from '../package.json' with { type: 'json' };
-import { clientMessages } from '../src/messages.ts';
-import { closes, errorCodes, frames, rejectReasons } from '../src/protocol.ts';
+import { clientMessages } from '../src/wire/messages.ts';
+import { closes, errorCodes, frames, rejectReasons } from '../src/wire/frames.ts';
 
 type Schema = Record<string, unknown>;
 type ClientType = keyof typeof clientMessages;

@@ -1,5 +1,5 @@
 /** The rules that Redis keeps, as it runs them: who owns what, and what is counted over all instances. */
-import { WINDOW_MS } from './limits.ts';
+import { WINDOW_MS } from '../admission/limits.ts';
 
 // Names are built in two scripts, so Redis Cluster is not for these; a primary with replicas is.
 const PRELUDE = `

@@ -4,9 +4,9 @@
  * sent again. What the items ask for is nothing to this file.
  */
 import type { Bus } from './bus.ts';
-import type { Connection } from './connection.ts';
+import type { Connection } from '../connection.ts';
 import { isItem, type Item } from './links.ts';
-import type { Log } from './log.ts';
+import type { Log } from '../observe/log.ts';
 import type { Pipe } from './remote.ts';
 import { costOf, type Room } from './room.ts';
 

@@ -3,7 +3,7 @@
  * Knows no socket and no clock: `now` is an argument, in milliseconds on any clock that only moves forward.
  */
 
-import type { Config } from './config.ts';
+import type { Config } from '../config.ts';
 
 /** The width of every window. From the protocol: "per client and minute". */
 export const WINDOW_MS = 60_000;

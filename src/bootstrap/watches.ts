@@ -1,11 +1,11 @@
 /** What happens to a watch, as both sides see it. The rules decide (`bootstrap.ts`); this carries it out and says so. */
-import type { Answers } from './answers.ts';
-import type { Arbiter } from './arbiter.ts';
+import type { Answers } from '../answers.ts';
+import type { Arbiter } from '../arbiter.ts';
 import type { Bootstrap, Watch } from './bootstrap.ts';
-import type { Clock, Connection } from './connection.ts';
-import { frames } from './protocol.ts';
-import type { Roster } from './roster.ts';
-import type { Stats } from './stats.ts';
+import type { Clock, Connection } from '../connection.ts';
+import { frames } from '../wire/frames.ts';
+import type { Roster } from '../admission/connections.ts';
+import type { Stats } from '../observe/stats.ts';
 
 interface Parts {
   bootstrap: Bootstrap<Connection>;

@@ -1,5 +1,5 @@
 /** What a socket is to the other instances: its pipes, if it is ours; its link, if it is theirs. */
-import type { Connection, Wire } from './connection.ts';
+import type { Connection, Wire } from '../connection.ts';
 import type { Peer } from './post.ts';
 
 /** A socket's way to the owner of its session, or of the watch that it announced itself to. */

@@ -4,21 +4,21 @@
  * carries messages between instances (`post.ts`, `links.ts`), as long as it is in reach (`reach.ts`). A question to it
  * takes its time; meanwhile the socket's frames wait their turn (`turns.ts`).
  */
-import { type Arbiter, failure } from './arbiter.ts';
-import type { Watch } from './bootstrap.ts';
+import { type Arbiter, failure } from '../arbiter.ts';
+import type { Watch } from '../bootstrap/bootstrap.ts';
 import type { Bus } from './bus.ts';
-import { Claims, isClaim, type Owned, ownerOf } from './claims.ts';
-import type { Config } from './config.ts';
-import type { Clock, Connection } from './connection.ts';
+import { Claims, isClaim, type Owned, ownerOf } from './directory.ts';
+import type { Config } from '../config.ts';
+import type { Clock, Connection } from '../connection.ts';
 import { Links } from './links.ts';
-import type { Log } from './log.ts';
-import type { Session } from './pairing.ts';
+import type { Log } from '../observe/log.ts';
+import type { Session } from '../pairing/pairing.ts';
 import { Post } from './post.ts';
-import type { ErrorCode, RejectReason } from './protocol.ts';
+import type { ErrorCode, RejectReason } from '../wire/frames.ts';
 import { Reach } from './reach.ts';
 import { DirectWire } from './remote.ts';
 import { Room } from './room.ts';
-import type { Sockets } from './socket.ts';
+import type { Sockets } from '../socket.ts';
 import { Turns } from './turns.ts';
 
 interface Parts {

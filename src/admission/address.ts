@@ -1,6 +1,6 @@
 /** IP addresses as limits count them. Apart from who is calling, since most callers need none of the library. */
 import ipaddr from 'ipaddr.js';
-import type { Caller } from './client-ip.ts';
+import type { Caller } from './client-address.ts';
 
 /** An address without brackets, port or zone; IPv4-mapped IPv6 is IPv4. Undefined where it is none. */
 export function parseAddress(text: string): ipaddr.IPv4 | ipaddr.IPv6 | undefined {

@@ -1,6 +1,6 @@
 /** How much may wait in this process for Redis, or behind a question to it, and how much of it may be one client's. */
-import type { Clock } from './connection.ts';
-import { frames } from './protocol.ts';
+import type { Clock } from '../connection.ts';
+import { frames } from '../wire/frames.ts';
 
 /** Bytes that may wait, of all clients together. */
 export const MAX_WAITING_BYTES = 64 * 1024 * 1024;

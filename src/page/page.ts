@@ -1,9 +1,9 @@
 /** The page at `/`, for people. Loaded when the first of them comes. */
 import type { Context } from 'hono';
 import { html, raw } from 'hono/html';
-import { PROXY_HEADERS } from './client-ip.ts';
-import type { Facts } from './http.ts';
-import type { Health } from './status.ts';
+import { PROXY_HEADERS } from '../admission/client-address.ts';
+import type { Facts } from '../http.ts';
+import type { Health } from '../status.ts';
 
 interface Asset {
   text: string;
@@ -145,9 +145,9 @@ async function buildAssets(): Promise<{ style: Asset; script: Asset }> {
   // @ts-expect-error -- TypeScript knows text imports of .txt alone
   const style = (await import('./page.css', { with: { type: 'text' } })) as { default: string };
   // Bun builds nothing that early inside node_modules, for security; but there the sources are at hand.
-  const script = await import('./page-bundled.ts').then(
+  const script = await import('./bundled.ts').then(
     (bundled) => bundled.script,
-    async () => (await import('./page-build.ts')).buildPageScript(),
+    async () => (await import('./build.ts')).buildPageScript(),
   );
   return { style: asset(style.default), script: asset(script) };
 }

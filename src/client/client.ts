@@ -11,7 +11,7 @@
  * const answer = await channel.receive();
  * await channel.done();
  */
-import { closes, type CloseReason, errorCodes, isReason, rejectReasons } from './codes.ts';
+import { closes, type CloseReason, errorCodes, isReason, rejectReasons } from '../wire/codes.ts';
 
 /** How long anything waits unless told otherwise, in milliseconds. */
 const DEFAULT_TIMEOUT_MS = 60_000;

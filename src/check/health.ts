@@ -1,6 +1,6 @@
 /** `amesh-relay health`: asks the relay on this machine how it is. For health checks where there is no curl. */
-import { readArguments } from './arguments.ts';
-import { connectable } from './config.ts';
+import { readArguments } from '../arguments.ts';
+import { connectable } from '../config.ts';
 
 /** With the start of this process well within 2 s. */
 const DEADLINE_MS = 1500;

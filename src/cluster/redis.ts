@@ -2,13 +2,13 @@
 import { Redis } from 'ioredis';
 import type { Bus } from './bus.ts';
 import { Cluster } from './cluster.ts';
-import type { Config } from './config.ts';
-import type { Clock } from './connection.ts';
-import type { Log } from './log.ts';
+import type { Config } from '../config.ts';
+import type { Clock } from '../connection.ts';
+import type { Log } from '../observe/log.ts';
 import { BEAT_MS } from './reach.ts';
 import { RedisError, type RedisUrl } from './redis-url.ts';
 import { type Script, sources, TIMELESS } from './scripts.ts';
-import type { Sockets } from './socket.ts';
+import type { Sockets } from '../socket.ts';
 
 /** How long a start waits for Redis, in milliseconds. */
 const START_WAIT_MS = 5000;

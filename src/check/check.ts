@@ -1,7 +1,7 @@
 /** `amesh-relay check`: pairs with itself through whatever stands in between, and says step by step what it finds. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs, styleText } from 'node:util';
-import { ConfigError } from './config.ts';
+import { ConfigError } from '../config.ts';
 import { Probe } from './probe.ts';
 import {
   checkIdle,

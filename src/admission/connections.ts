@@ -1,5 +1,5 @@
 /** Who is connected, how many of one client, and who of them holds nothing. Touches no socket. */
-import type { Connection } from './connection.ts';
+import type { Connection } from '../connection.ts';
 import { Tally } from './limits.ts';
 
 interface RosterLimits {

@@ -3,12 +3,12 @@
  * owner a peer like any other (`far`), whose wire is a link; on its own instance its socket is a pipe to the owner, and
  * knows no rules.
  */
-import type { Answers } from './answers.ts';
-import { Connection } from './connection.ts';
+import type { Answers } from '../answers.ts';
+import { Connection } from '../connection.ts';
 import type { Loss, Peer, Post } from './post.ts';
-import { type ErrorCode, frames, isReason } from './protocol.ts';
+import { type ErrorCode, frames, isReason } from '../wire/frames.ts';
 import { DirectWire, nowhere, type Pipe, Remote } from './remote.ts';
-import type { Sessions } from './sessions.ts';
+import type { Sessions } from '../pairing/sessions.ts';
 
 /** Beats that another instance has for an answer. */
 const ANSWER_BEATS = 4;

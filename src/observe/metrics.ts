@@ -1,7 +1,7 @@
 /** Prometheus' view of the relay, on a port of its own. Loaded only where METRICS_PORT is set. */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
-import type { Sockets } from './socket.ts';
+import type { Sockets } from '../socket.ts';
 
 /** From a code typed at once to one typed in its last second; a session's stage lasts at most 300 s. */
 const WAIT_BUCKETS_SECONDS = [0.1, 0.5, 1, 2, 5, 10, 15, 20, 30, 60, 120, 300];

@@ -1,6 +1,6 @@
 /** A socket's frames in their order, and its close behind them, also while a question about it is with Redis. */
-import type { Answers } from './answers.ts';
-import type { Connection } from './connection.ts';
+import type { Answers } from '../answers.ts';
+import type { Connection } from '../connection.ts';
 import { DirectWire, nowhere, Remote } from './remote.ts';
 import { costOf, type Room } from './room.ts';
 

@@ -1,5 +1,5 @@
 /** What the relay counts of itself. Plain numbers, so that counting costs nothing; log and metrics read them. */
-import { errorCodes, rejectReasons, type RejectReason } from './protocol.ts';
+import { errorCodes, rejectReasons, type RejectReason } from '../wire/frames.ts';
 
 export class Stats {
   connectionsAccepted = 0;

@@ -1,11 +1,11 @@
 /** What happens to a session, as both sides see it. The rules decide (`pairing.ts`); this carries it out and says so. */
-import type { Answers } from './answers.ts';
-import type { Arbiter } from './arbiter.ts';
-import type { Clock, Connection } from './connection.ts';
+import type { Answers } from '../answers.ts';
+import type { Arbiter } from '../arbiter.ts';
+import type { Clock, Connection } from '../connection.ts';
 import type { Pairing, Session } from './pairing.ts';
-import { type CloseReason, type ErrorCode, frames } from './protocol.ts';
-import type { Roster } from './roster.ts';
-import type { Stats } from './stats.ts';
+import { type CloseReason, type ErrorCode, frames } from '../wire/frames.ts';
+import type { Roster } from '../admission/connections.ts';
+import type { Stats } from '../observe/stats.ts';
 
 const DATA_ENVELOPE_BYTES = frames.data('').length;
 

@@ -2,7 +2,7 @@
  * Bootstrap by token: who watches which token id (jti), who asked, and which ids are used up.
  * Knows no socket and no clock: `now` is an argument, in milliseconds on any clock that only moves forward.
  */
-import type { BurntList } from './burnt.ts';
+import type { BurntList } from './used-tokens.ts';
 
 /** From the protocol: a watch lasts five minutes, and a jti stays burnt for 25 hours. */
 export const WATCH_TTL_MS = 5 * 60_000;

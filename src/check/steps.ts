@@ -11,7 +11,7 @@ import {
   RelayError,
   type RelayErrorCode,
   watch,
-} from './client.ts';
+} from '../client/client.ts';
 
 /** One thing that was looked at. */
 export interface Step {

@@ -1,10 +1,10 @@
 /** What this instance owns, as Redis knows it: which code and jti, by which claim; and the questions that Redis decides. */
-import { BURNT_TTL_MS, type Watch, WATCH_TTL_MS } from './bootstrap.ts';
+import { BURNT_TTL_MS, type Watch, WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
 import type { Bus } from './bus.ts';
-import type { Config } from './config.ts';
-import type { Clock, Connection } from './connection.ts';
-import type { Session } from './pairing.ts';
-import { isReason } from './protocol.ts';
+import type { Config } from '../config.ts';
+import type { Clock, Connection } from '../connection.ts';
+import type { Session } from '../pairing/pairing.ts';
+import { isReason } from '../wire/frames.ts';
 import type { Script } from './scripts.ts';
 
 /** Claims that are renewed at once when Redis is back. */

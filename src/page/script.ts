@@ -7,7 +7,7 @@ import {
   type Step,
   stepTitles,
   take,
-} from './steps.ts';
+} from '../check/steps.ts';
 
 const element = (id: string): HTMLElement => document.getElementById(id) as HTMLElement;
 

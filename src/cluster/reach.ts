@@ -1,6 +1,6 @@
 /** Whether this instance is one of many: Redis answers, and what others send arrives. It says twice a second that it lives. */
 import type { Bus } from './bus.ts';
-import type { Log } from './log.ts';
+import type { Log } from '../observe/log.ts';
 
 /** How often an instance says that it lives, in milliseconds. */
 export const BEAT_MS = 500;
