@@ -2,7 +2,7 @@
 import { CallerResolver } from './admission/client-address.ts';
 import { type Config, connectable, type SettingName, settings } from './config.ts';
 import type { Clock } from './connection.ts';
-import type { createHttp } from './http.ts';
+import { createApp, type Health, pathOf } from './http.ts';
 import { createLog, type Log } from './observe/log.ts';
 import {
   ListenError,
@@ -12,7 +12,6 @@ import {
   type StopOptions,
 } from './relay.ts';
 import { type BunServer, Sockets } from './socket.ts';
-import { type Health, healthResponse } from './status.ts';
 import type { TlsFiles } from './tls.ts';
 
 const SWEEP_EVERY_MS = 1000;
@@ -21,10 +20,6 @@ const SUMMARY_EVERY_MS = 60_000;
 const DRAIN_LOOK_MS = 50;
 /** How long clients have to read their close frame before they are cut off. */
 const FAREWELL_MS = 500;
-/** `/ws` of a URL, with a query or without. */
-const SOCKET_PATH = /^[^/]+\/\/[^/]+\/ws(?:\?|$)/;
-/** `/health` of a URL, likewise. */
-const HEALTH_PATH = /^[^/]+\/\/[^/]+\/health(?:\?|$)/;
 /** The relay reads no body. */
 const MAX_REQUEST_BODY_BYTES = 1024;
 
@@ -154,43 +149,26 @@ export class RelayServer implements Relay {
   }
 
   #serve(hostname: string, port: number, tls: TlsFiles | undefined): BunServer {
-    let http: Promise<ReturnType<typeof createHttp>> | undefined;
+    const app = createApp({
+      health: () => this.#health,
+      page: this.#config.page,
+      callerOf: (request, peer) => this.#callers.resolve(request, peer),
+      isTls: tls !== undefined,
+      trustsProxy: this.#config.trustProxy.by !== 'peer',
+    });
     return Bun.serve({
       hostname,
       port,
       ...(tls && { tls }),
+      // The upgrade is not a Hono route, since that would cost a tenth of a whole pairing.
       fetch: (request, server) => {
-        // Not in Hono, where an upgrade costs a tenth of a whole pairing, nor in Bun's routes, which cost a start 2 ms.
-        if (SOCKET_PATH.test(request.url) && this.#upgrade(request, server)) return undefined;
-        // Nor this: the first to come to a relay that has just started, which need not load Hono for it.
-        if (HEALTH_PATH.test(request.url) && request.method === 'GET') {
-          return healthResponse(this.#health);
-        }
-        const peer = server.requestIP(request)?.address;
-        http ??= this.#loadHttp(tls !== undefined);
-        return http.then((app) => app.fetch(request, { peer }));
+        if (pathOf(request) === '/ws' && this.#upgrade(request, server)) return undefined;
+        return app.fetch(request, server);
       },
       error: () => Response.json({ error: 'internal_error' }, { status: 500 }),
       websocket: this.sockets.handlers,
       maxRequestBodySize: MAX_REQUEST_BODY_BYTES,
     });
-  }
-
-  async #loadHttp(hasTls: boolean): Promise<ReturnType<typeof createHttp>> {
-    const { createHttp } = await import('./http.ts');
-    const { page, trustProxy } = this.#config;
-    return createHttp(
-      () => this.#health,
-      page
-        ? {
-            caller: (request, peer) => this.#callers.resolve(request, peer),
-            isSecure: (headers) =>
-              hasTls ||
-              (trustProxy.by !== 'peer' &&
-                /^https\b/i.test(headers.get('x-forwarded-proto') ?? '')),
-          }
-        : undefined,
-    );
   }
 
   #upgrade(request: Request, server: BunServer): boolean {

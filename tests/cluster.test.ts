@@ -461,7 +461,7 @@ describe.skipIf(!redisServer)('Redis fails', () => {
     // Empty, as after a failover to a replica that knew nothing.
     await redis.start();
     await untilReach(relays, true);
-    expect(await health(b)).toEqual([200, '{"status":"ok","sessions":0}']);
+    expect(await health(b)).toEqual([200, '{"status":"ok","sessions":0}\n']);
     await pairAcross(b, a, '222222');
     const controller = await b.connect();
     controller.send(connect('333333'));

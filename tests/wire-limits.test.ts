@@ -311,5 +311,5 @@ test('health says how many sessions there are, and a proxy header counts only wh
   const disguised = await openClient(relay.url, { headers: { 'x-forwarded-for': '198.51.100.2' } });
   await disguised.refused(connect('000006'), 'rate_limited');
   expect(relay.log.lines.filter((line) => line.includes('x-forwarded-for'))).toHaveLength(1);
-  expect(await (await fetch(`${relay.http}/health`)).text()).toBe('{"status":"ok","sessions":0}');
+  expect(await (await fetch(`${relay.http}/health`)).text()).toBe('{"status":"ok","sessions":0}\n');
 });
