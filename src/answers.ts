@@ -46,14 +46,14 @@ export class Answers {
   }
 
   /** The error's message might quote a frame, so only its name and place are logged. */
-  failed(peer: Peer, error: unknown): void {
+  failed(peer: Peer | undefined, error: unknown): void {
     const { name, stack = '' } = error instanceof Error ? error : new Error('not an Error');
     const where = stack.split('\n').filter((line) => line.trimStart().startsWith('at '));
     this.#log.error('internal error', {
       name,
       where: where.slice(0, 4).map((line) => line.trim()),
     });
-    peer.close('internal_error');
+    peer?.close('internal_error');
   }
 
   /** Logs what one client does: at level debug, or at info with its address where the operator asked to see clients. */

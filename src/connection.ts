@@ -65,7 +65,6 @@ export class Connection implements Peer {
     return false;
   }
 
-  /** Sends a frame. Returns false where the client does not read; it is not closed then. */
   trySend(frame: string): boolean {
     return this.isGone || this.ws.sendText(frame) !== 0;
   }

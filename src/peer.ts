@@ -19,8 +19,10 @@ export interface Peer {
   readonly isBusy: boolean;
   /** When it last began to hold nothing. */
   idleSince: number;
-  /** Sends a frame. Returns false where the peer does not read; it is closed then. */
+  /** Sends a frame. Closes the peer, and returns false, where it does not read. */
   send(frame: string): boolean;
+  /** Sends a frame. Returns false where the peer does not read. */
+  trySend(frame: string): boolean;
   /** Sends a frame to everybody else on a topic. Returns false where one of them does not read. */
   publish(topic: string, frame: string): boolean;
   subscribe(topic: string): void;

@@ -174,7 +174,7 @@ describe('connections', () => {
     const [first] = [await relay.connect(), await relay.connect()];
     await (await relay.connect()).expectClose(1013, 'too_many_connections');
     first.close();
-    await until(() => relay.sockets.roster.size === 1, 'there is room');
+    await until(() => relay.sockets.connections.size === 1, 'there is room');
     await (await relay.connect()).refused({ type: 'done' }, 'no_session');
   });
 

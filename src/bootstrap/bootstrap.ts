@@ -32,11 +32,7 @@ export class Bootstrap {
   }
 
   /** A controller watches a jti, or renews its watch. Returns the watch, or the error code. */
-  watch(
-    watcher: Peer,
-    jti: string,
-    now: number,
-  ): Watch | 'jti_already_watched' | 'relay_capacity' {
+  watch(watcher: Peer, jti: string, now: number): Watch | 'jti_already_watched' | 'relay_capacity' {
     const held = this.#watches.get(jti);
     if (held) {
       if (held.watcher !== watcher) return 'jti_already_watched';

@@ -73,8 +73,10 @@ export class Watches {
   }
 
   /** Begins or renews a watch and says so to the watcher. */
-  open(watcher: Peer, jti: string, now: number): ReturnType<Bootstrap['watch']> {
+  open(watcher: Peer, jti: string, now: number): Watch | ErrorCode {
     this.find(jti, now);
+    // A watch that has just ended may have been its own, and it is closed if it did not read that.
+    if (!this.#connections.has(watcher)) return 'relay_unavailable';
     const watch = this.#bootstrap.watch(watcher, jti, now);
     if (typeof watch === 'string') return watch;
     this.#stats.bootstraps.watched += 1;

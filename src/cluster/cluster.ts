@@ -40,6 +40,8 @@ export class Cluster implements ClusterOfSockets {
   #isUp = false;
   #isBeating = false;
   #silentBeats = 0;
+  /** Used token ids in Redis, as of the last beat. */
+  #burnt = 0;
   /** Instances with which everything ended when Redis went out of reach, and that may not know. */
   readonly #untold = new Set<string>();
   /** Why Redis is out of reach. */
@@ -48,14 +50,7 @@ export class Cluster implements ClusterOfSockets {
   onUp: () => void = () => {};
 
   /** @param id This instance in this life of it: never given again. */
-  constructor(
-    id: string,
-    config: Config,
-    sockets: Sockets,
-    redis: Redis,
-    log: Log,
-    now: Clock,
-  ) {
+  constructor(id: string, config: Config, sockets: Sockets, redis: Redis, log: Log, now: Clock) {
     this.id = id;
     this.#config = config;
     this.#sockets = sockets;
@@ -86,6 +81,7 @@ export class Cluster implements ClusterOfSockets {
       tunnels: this.#tunnels.size,
       guests: this.#guests.size,
       ...this.#directory.books,
+      burnt: this.#burnt,
       waitingBytes: this.#mail.waitingBytes,
     };
   }
@@ -220,9 +216,20 @@ export class Cluster implements ClusterOfSockets {
       return;
     }
     const [from, items] = message;
-    if (this.#isUp) for (const item of items) this.#handle(from, item);
-    // Whoever sends it takes this instance for one that is well.
-    else this.#untold.add(from);
+    // Whoever says something while this instance is down takes it for one that is up.
+    if (!this.#isUp) this.#untold.add(from);
+    else for (const item of items) this.#guardedHandle(from, item);
+  }
+
+  /** A fault of ours ends the one socket that it happened on. */
+  #guardedHandle(from: string, item: Item): void {
+    try {
+      this.#handle(from, item);
+    } catch (error) {
+      const link = item[1];
+      const peer = this.#guests.find(from, link) ?? this.#tunnels.find(from, link)?.connection;
+      this.#sockets.answers.failed(peer, error);
+    }
   }
 
   #handle(from: string, item: Item): void {
@@ -275,12 +282,17 @@ export class Cluster implements ClusterOfSockets {
     this.#tunnels.beat();
     try {
       const others = new Set([...this.#guests.instances, ...this.#tunnels.instances]);
-      const probe = `${this.#config.redisPrefix}probe`;
+      const { redisPrefix } = this.#config;
       const [answer] = await Promise.all([
-        this.#redis.run('beat', [probe], [this.id, ...others]),
+        this.#redis.run(
+          'beat',
+          [`${redisPrefix}probe`, `${redisPrefix}burnt`],
+          [this.id, ...others],
+        ),
         this.#redis.ping(),
       ]);
-      const [, ...absent] = answer as [number, ...string[]];
+      const [, burnt, ...absent] = answer as [number, number, ...string[]];
+      this.#burnt = burnt;
       if (absent.includes(this.id)) throw new Error('it does not know this instance any more');
       for (const instance of absent) this.#lose(instance, 'peer_disconnected');
       this.#silentBeats = 0;

@@ -37,13 +37,17 @@ export class Guest implements Peer {
   }
 
   send(frame: string): boolean {
-    if (this.tell(['frame', this.link, frame])) return true;
+    if (this.trySend(frame)) return true;
     this.close('slow_consumer');
     return false;
   }
 
+  trySend(frame: string): boolean {
+    return this.tell(['frame', this.link, frame]);
+  }
+
   publish(_topic: string, frame: string): boolean {
-    return this.send(frame);
+    return this.trySend(frame);
   }
 
   // Bun's topics do not reach it.
@@ -118,14 +122,14 @@ export class Guests {
 
   /** A frame of a guest. Those on their way when its session ended are counted by the other side. */
   data(instance: string, link: number, frame: string, bytes: number): void {
-    const guest = this.#find(instance, link);
+    const guest = this.find(instance, link);
     if (!guest) return;
     guest.received += 1;
     this.#sessions.forward(guest, frame, bytes, this.#now());
   }
 
   done(instance: string, link: number): void {
-    const guest = this.#find(instance, link);
+    const guest = this.find(instance, link);
     if (!guest) return;
     guest.received += 1;
     this.#sessions.done(guest, this.#now());
@@ -133,14 +137,14 @@ export class Guests {
 
   /** A guest's instance could not deliver to it, or the guest sent more than it may. */
   abort(instance: string, link: number, why: 'slow_consumer' | 'session_data_limit'): void {
-    const guest = this.#find(instance, link);
+    const guest = this.find(instance, link);
     if (!guest?.session) return;
     if (why === 'slow_consumer') this.#sessions.abort(guest.session, why, this.#now());
     else this.#sessions.overLimit(guest, this.#now());
   }
 
   gone(instance: string, link: number): void {
-    const guest = this.#find(instance, link);
+    const guest = this.find(instance, link);
     if (guest) this.#leave(guest, 'peer_disconnected');
   }
 
@@ -161,9 +165,10 @@ export class Guests {
   #leave(guest: Guest, why: ErrorCode): void {
     this.#sessions.leave(guest, why, this.#now());
     this.#watches.leave(guest, 'watcher_disconnected', this.#now());
+    this.ended(guest);
   }
 
-  #find(instance: string, link: number): Guest | undefined {
+  find(instance: string, link: number): Guest | undefined {
     return this.#guests.get(instance)?.get(link);
   }
 }

@@ -117,12 +117,13 @@ const scripts = {
   /** Returns how many instances heard it. */
   publish: `return redis.call('PUBLISH', ARGV[2] .. ARGV[3], ARGV[4])`,
   /**
-   * KEYS: one that is written, since a Redis that is full or a replica counts as out of reach. ARGV: instances.
-   * Returns Redis' clock, and those of the instances that do not listen.
+   * KEYS: one that is written and removed, since a Redis that is full or a replica counts as out of reach; and the used
+   * token ids. ARGV: instances. Returns Redis' clock, the number of used token ids, and who of the instances is absent.
    */
   beat: `
-    redis.call('SET', KEYS[1], '', 'PX', ${WINDOW_MS})
-    local answer = { now }
+    redis.call('SET', KEYS[1], '')
+    redis.call('DEL', KEYS[1])
+    local answer = { now, redis.call('ZCARD', KEYS[2]) }
     for i = 3, #ARGV do if not listens(ARGV[i]) then table.insert(answer, ARGV[i]) end end
     return answer`,
 } as const;

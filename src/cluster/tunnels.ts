@@ -89,11 +89,7 @@ export class Tunnels {
   }
 
   /** Asks the owner of a claim to let a controller join its session. Comes to the error code where it refuses. */
-  connect(
-    controller: Connection,
-    owner: string,
-    claim: string,
-  ): Promise<RejectReason | undefined> {
+  connect(controller: Connection, owner: string, claim: string): Promise<RejectReason | undefined> {
     const tunnel = this.#dig(controller, owner, undefined);
     this.ask(tunnel, ['connect', tunnel.link, claim, controller.client]);
     return tunnel.opened.promise;
@@ -136,7 +132,7 @@ export class Tunnels {
   // What owners say.
 
   opened(owner: string, link: number): void {
-    const tunnel = this.#find(owner, link);
+    const tunnel = this.find(owner, link);
     if (!tunnel) {
       // It gave up waiting, and the owner may not know.
       this.#mail.send(owner, ['gone', link]);
@@ -149,22 +145,22 @@ export class Tunnels {
   }
 
   refused(owner: string, link: number, code: string): void {
-    const tunnel = this.#find(owner, link);
+    const tunnel = this.find(owner, link);
     if (tunnel) this.#drop(tunnel, isReason(code) ? code : 'relay_unavailable');
   }
 
   frame(owner: string, link: number, frame: string): void {
-    const tunnel = this.#find(owner, link);
+    const tunnel = this.find(owner, link);
     if (tunnel && !tunnel.connection.trySend(frame)) this.tooSlow(tunnel);
   }
 
   close(owner: string, link: number, reason: CloseReason): void {
-    this.#find(owner, link)?.connection.close(reason);
+    this.find(owner, link)?.connection.close(reason);
   }
 
   /** The session or watch has ended. Frames of the socket that the owner did not hear any more are answered. */
   ended(owner: string, link: number, heard: number): void {
-    const tunnel = this.#find(owner, link);
+    const tunnel = this.find(owner, link);
     if (!tunnel) return;
     this.#drop(tunnel);
     for (let late = tunnel.sent - heard; late > 0 && !tunnel.connection.isClosed; late -= 1) {
@@ -232,7 +228,7 @@ export class Tunnels {
     tunnel.over.resolve(undefined);
   }
 
-  #find(owner: string, link: number): OpenTunnel | undefined {
+  find(owner: string, link: number): OpenTunnel | undefined {
     return this.#open.get(owner)?.get(link);
   }
 }

@@ -172,7 +172,7 @@ export class Sessions {
     const { target, controller } = session;
     if (sender.isLocal && controller?.isLocal) return sender.publish(session.otc, frame);
     const other = sender === target ? controller : target;
-    return other?.send(frame) ?? true;
+    return other?.trySend(frame) ?? true;
   }
 
   /** Ends a session that can't go on, and closes both sides. */
