@@ -210,12 +210,14 @@ test('what no instance says is believed by none, and ends nothing', async () => 
     [[object], []],
     ['i9', object],
     ['i9', [['connect', 1]]],
-    ['i9', [['data', 1, null, 1]]],
-    ['i9', [['data', object, 'x', 1]]],
-    ['i9', [['connect', 1, 7, 'x']]],
-    ['i9', [['announce', 1, 'x', 'i1.1', object]]],
-    ['i9', [['close', 1, 'toString']]],
-    ['i9', [['abort', 1, 'idle']]],
+    ['i9', [['owner', ['connect', 1]]]],
+    ['i9', [['owner', ['data', 1, null, 1]]]],
+    ['i9', [['owner', ['data', object, 'x', 1]]]],
+    ['i9', [['owner', ['connect', 1, 7, 'x']]]],
+    ['i9', [['owner', ['announce', 1, 'x', 'i1.1', object]]]],
+    ['i9', [['owner', ['frame', 1, 'x']]]],
+    ['i9', [['socket', ['close', 1, 'toString']]]],
+    ['i9', [['owner', ['abort', 1, 'idle']]]],
     ['i9', ['over']],
     object,
     null,
@@ -225,7 +227,9 @@ test('what no instance says is believed by none, and ends nothing', async () => 
     network.publish('i1', `[${JSON.stringify(forged)}`);
   }
   await world.play(100);
-  expect(a.log.lines.filter((line) => line.includes('not understood')).length).toBe(26);
+  expect(a.log.lines.filter((line) => line.includes('not understood')).length).toBe(
+    2 * forgeries.length,
+  );
   expect(a.sockets.cluster?.books).toMatchObject({ guests: 1, tunnels: 0 });
   controller.send(data('undisturbed'));
   await world.play(50);
@@ -251,7 +255,7 @@ test('an answer that is none of the protocol’s is repeated to nobody', async (
   const controller = new Party(b, 'controller');
   controller.send(connect);
   await world.play(20);
-  network.publish(b.id, JSON.stringify([a.id, [['refused', 1, 'HOSTILE']]]));
+  network.publish(b.id, JSON.stringify([a.id, [['socket', ['refused', 1, 'HOSTILE']]]]));
   await world.play(50);
   expect(controller.heard).toEqual([error('relay_unavailable')]);
   for (const { log, sockets } of [a, b]) {

@@ -249,6 +249,8 @@ class SimulatedRedis implements Redis {
   readonly #pending = new Set<(reason: Error) => void>();
   /** Counts the lives of the two connections: what belongs to an earlier one arrives nowhere. */
   #life = 0;
+  /** Lives of which a command was lost, so that no later one can have got through. */
+  readonly #ended = new Set<number>();
 
   constructor(network: Network, id: string) {
     this.#network = network;
@@ -307,8 +309,11 @@ class SimulatedRedis implements Redis {
       this.#pending.add(fail);
       const life = this.#life;
       world.after(this.#network.arrival(this.#toRedis), () => {
-        // A command on a connection that was cut may still have got through.
-        if (life !== this.#life && world.random() < 0.5) return;
+        // Commands on a connection that was cut may still have got through, up to one of them.
+        if (life !== this.#life && (this.#ended.has(life) || world.random() < 0.5)) {
+          this.#ended.add(life);
+          return;
+        }
         const answer = command();
         world.after(this.#network.arrival(this.#fromRedis), () => {
           if (life === this.#life && !this.isDead && settle()) resolve(answer);

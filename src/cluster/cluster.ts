@@ -14,7 +14,7 @@ import type { Cluster as ClusterOfSockets, Sockets } from '../socket.ts';
 import type { ErrorCode, RejectReason } from '../wire/codes.ts';
 import { type Claim, Directory, isClaim, type Owned, ownerOf } from './directory.ts';
 import { Guests } from './guests.ts';
-import { type Item, Mail, readMessage } from './mail.ts';
+import { type Item, Mail, readMessage, type ToOwner } from './mail.ts';
 import { RedisConnections, type Redis } from './redis.ts';
 import { RedisError, type RedisUrl } from './redis-url.ts';
 import { Tunnels } from './tunnels.ts';
@@ -119,7 +119,7 @@ export class Cluster implements ClusterOfSockets {
   async #join(controller: Connection, claim: Claim): Promise<ErrorCode | undefined> {
     if (!this.#isUp) return 'relay_unavailable';
     if (ownerOf(claim) !== this.id) {
-      return (await this.#tunnels.connect(controller, ownerOf(claim), claim)) as ErrorCode;
+      return (await this.#tunnels.open(controller, ownerOf(claim), claim)) as ErrorCode;
     }
     const session = this.#session(claim);
     if (!session) return 'otc_not_found';
@@ -154,7 +154,7 @@ export class Cluster implements ClusterOfSockets {
     if (!isClaim(claim)) return claim;
     if (!this.#isUp) return 'relay_unavailable';
     if (ownerOf(claim) !== this.id) {
-      return this.#tunnels.announce(target, ownerOf(claim), claim, jti, frame);
+      return this.#tunnels.open(target, ownerOf(claim), claim, { jti, frame });
     }
     const watch = this.#watch(claim);
     // It was watched when it was burned, and is not any more.
@@ -215,56 +215,34 @@ export class Cluster implements ClusterOfSockets {
       this.#log.warn('another program, or another version, sent a message that is not understood');
       return;
     }
-    const [from, items] = message;
+    const [from, content] = message;
     // Whoever says something while this instance is down takes it for one that is up.
     if (!this.#isUp) this.#untold.add(from);
-    else for (const item of items) this.#guardedHandle(from, item);
+    else if (content === 'over') this.#lose(from, 'relay_unavailable');
+    else for (const item of content) this.#handle(from, item);
   }
 
   /** A fault of ours ends the one socket that it happened on. */
-  #guardedHandle(from: string, item: Item): void {
+  #handle(from: string, [end, what]: Item): void {
     try {
-      this.#handle(from, item);
+      if (end === 'socket') this.#tunnels.hear(from, what);
+      else if (what[0] === 'connect') this.#admit(from, what);
+      else if (what[0] === 'announce') {
+        const [, link, frame, claim, client] = what;
+        this.#guests.announce(from, link, client, frame, this.#watch(claim));
+      } else this.#guests.hear(from, what);
     } catch (error) {
-      const link = item[1];
+      const link = what[1];
       const peer = this.#guests.find(from, link) ?? this.#tunnels.find(from, link)?.connection;
       this.#sockets.answers.failed(peer, error);
     }
   }
 
-  #handle(from: string, item: Item): void {
-    const [kind, link] = item;
-    switch (kind) {
-      case 'connect': {
-        const session = this.#session(item[2]);
-        const isJoining = session && !session.controller;
-        this.#guests.connect(from, link, item[3], session);
-        if (isJoining) this.#keep(session);
-        return;
-      }
-      case 'announce':
-        return this.#guests.announce(from, link, item[4], item[2], this.#watch(item[3]));
-      case 'data':
-        return this.#guests.data(from, link, item[2], item[3]);
-      case 'done':
-        return this.#guests.done(from, link);
-      case 'abort':
-        return this.#guests.abort(from, link, item[2]);
-      case 'gone':
-        return this.#guests.gone(from, link);
-      case 'opened':
-        return this.#tunnels.opened(from, link);
-      case 'refused':
-        return this.#tunnels.refused(from, link, item[2]);
-      case 'frame':
-        return this.#tunnels.frame(from, link, item[2]);
-      case 'close':
-        return this.#tunnels.close(from, link, item[2]);
-      case 'ended':
-        return this.#tunnels.ended(from, link, item[2]);
-      case 'over':
-        return this.#lose(from, 'relay_unavailable');
-    }
+  #admit(from: string, [, link, claim, client]: Extract<ToOwner, ['connect', ...unknown[]]>): void {
+    const session = this.#session(claim);
+    const isJoining = session && !session.controller;
+    this.#guests.connect(from, link, client, session);
+    if (isJoining) this.#keep(session);
   }
 
   /** Everything with an instance is over. */
@@ -308,7 +286,7 @@ export class Cluster implements ClusterOfSockets {
   async #up(): Promise<void> {
     const taken = await this.#directory.renew((owned) => this.#ttlOf(owned));
     for (const owned of taken) this.#taken(owned);
-    for (const instance of this.#untold) this.#mail.send(instance, ['over', 0]);
+    for (const instance of this.#untold) this.#mail.tellOver(instance);
     this.#untold.clear();
     this.#isUp = true;
     this.onUp();

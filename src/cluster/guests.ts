@@ -5,12 +5,12 @@
  */
 import type { Watches } from '../bootstrap/watches.ts';
 import type { Clock } from '../connection.ts';
-import type { Peer, Session, Watch } from '../peer.ts';
 import type { Sessions } from '../pairing/sessions.ts';
-import type { CloseReason, ErrorCode } from '../wire/codes.ts';
-import type { Item, Mail } from './mail.ts';
+import type { Peer, Session, Watch } from '../peer.ts';
+import type { CloseReason } from '../wire/codes.ts';
+import type { Mail, ToOwner, ToSocket } from './mail.ts';
 
-export class Guest implements Peer {
+class Guest implements Peer {
   readonly isLocal = false;
   readonly isBusy = true;
   idleSince = 0;
@@ -32,31 +32,30 @@ export class Guest implements Peer {
     this.#mail = mail;
   }
 
-  tell(item: Item): boolean {
-    return this.#mail.send(this.instance, item);
-  }
-
-  send(frame: string): boolean {
-    if (this.trySend(frame)) return true;
-    this.close('slow_consumer');
-    return false;
+  tell(what: ToSocket): boolean {
+    return this.#mail.send(this.instance, ['socket', what]);
   }
 
   trySend(frame: string): boolean {
     return this.tell(['frame', this.link, frame]);
   }
 
-  publish(_topic: string, frame: string): boolean {
-    return this.trySend(frame);
+  send(frame: string): boolean {
+    const isSent = this.trySend(frame);
+    if (!isSent) this.close('slow_consumer');
+    return isSent;
   }
-
-  // Bun's topics do not reach it.
-  subscribe(): void {}
-  unsubscribe(): void {}
 
   close(reason: CloseReason): void {
     this.tell(['close', this.link, reason]);
   }
+
+  // Bun's topics do not reach it.
+  publish(): boolean {
+    return false;
+  }
+  subscribe(): void {}
+  unsubscribe(): void {}
 }
 
 export class Guests {
@@ -80,9 +79,11 @@ export class Guests {
   }
 
   get size(): number {
-    let size = 0;
-    for (const guests of this.#guests.values()) size += guests.size;
-    return size;
+    return this.#guests.values().reduce((size, guests) => size + guests.size, 0);
+  }
+
+  find(instance: string, link: number): Guest | undefined {
+    return this.#guests.get(instance)?.get(link);
   }
 
   /** Somebody elsewhere wants to join a session, which is undefined where it has ended. */
@@ -90,12 +91,11 @@ export class Guests {
     if (session && !session.controller) {
       this.#sessions.join(this.#admit(instance, link, client), session, this.#now());
     } else {
-      const code = session ? 'peer_already_connected' : 'otc_not_found';
-      this.#mail.send(instance, ['refused', link, code]);
+      this.#refuse(instance, link, session ? 'peer_already_connected' : 'otc_not_found');
     }
   }
 
-  /** Somebody elsewhere has burned a token id and announces itself to its watch, undefined where it has ended. */
+  /** Somebody elsewhere has burned a token id and announces itself to its watch, undefined where that has ended. */
   announce(
     instance: string,
     link: number,
@@ -106,55 +106,44 @@ export class Guests {
     if (watch && !watch.target) {
       this.#watches.tell(this.#admit(instance, link, client), watch, frame, this.#now());
     } else {
-      const reason = watch ? 'token_already_used' : 'watcher_disconnected';
-      this.#mail.send(instance, ['refused', link, reason]);
+      this.#refuse(instance, link, watch ? 'token_already_used' : 'watcher_disconnected');
     }
+  }
+
+  #refuse(instance: string, link: number, code: string): void {
+    this.#mail.send(instance, ['socket', ['refused', link, code]]);
   }
 
   #admit(instance: string, link: number, client: string): Guest {
     const guest = new Guest(client, instance, link, this.#mail);
-    let guests = this.#guests.get(instance);
-    if (!guests) this.#guests.set(instance, (guests = new Map()));
-    guests.set(link, guest);
+    const guests = this.#guests.get(instance);
+    if (guests) guests.set(link, guest);
+    else this.#guests.set(instance, new Map([[link, guest]]));
     guest.tell(['opened', link]);
     return guest;
   }
 
-  /** A frame of a guest. Those on their way when its session ended are counted by the other side. */
-  data(instance: string, link: number, frame: string, bytes: number): void {
-    const guest = this.find(instance, link);
+  /** What a guest's instance says of it. Frames that come after its end are counted by the other side. */
+  hear(instance: string, what: ToOwner): void {
+    const guest = this.find(instance, what[1]);
     if (!guest) return;
-    guest.received += 1;
-    this.#sessions.forward(guest, frame, bytes, this.#now());
-  }
-
-  done(instance: string, link: number): void {
-    const guest = this.find(instance, link);
-    if (!guest) return;
-    guest.received += 1;
-    this.#sessions.done(guest, this.#now());
-  }
-
-  /** A guest's instance could not deliver to it, or the guest sent more than it may. */
-  abort(instance: string, link: number, why: 'slow_consumer' | 'session_data_limit'): void {
-    const guest = this.find(instance, link);
-    if (!guest?.session) return;
-    if (why === 'slow_consumer') this.#sessions.abort(guest.session, why, this.#now());
-    else this.#sessions.overLimit(guest, this.#now());
-  }
-
-  gone(instance: string, link: number): void {
-    const guest = this.find(instance, link);
-    if (guest) this.#leave(guest, 'peer_disconnected');
-  }
-
-  /** All that a guest was here for has ended. To be called for the controller of a session and the target of a watch. */
-  ended(peer: Peer | undefined): void {
-    if (!(peer instanceof Guest)) return;
-    const guests = this.#guests.get(peer.instance);
-    if (!guests?.delete(peer.link)) return;
-    if (guests.size === 0) this.#guests.delete(peer.instance);
-    peer.tell(['ended', peer.link, peer.received]);
+    const now = this.#now();
+    switch (what[0]) {
+      case 'data':
+        guest.received += 1;
+        this.#sessions.forward(guest, what[2], what[3], now);
+        return;
+      case 'done':
+        guest.received += 1;
+        this.#sessions.done(guest, now);
+        return;
+      case 'abort':
+        if (!guest.session) return;
+        if (what[2] === 'session_data_limit') return this.#sessions.overLimit(guest, now);
+        return this.#sessions.abort(guest.session, what[2], now);
+      case 'gone':
+        return this.#leave(guest, 'peer_disconnected');
+    }
   }
 
   /** Everything with an instance is over. */
@@ -162,13 +151,18 @@ export class Guests {
     for (const guest of this.#guests.get(instance)?.values() ?? []) this.#leave(guest, why);
   }
 
-  #leave(guest: Guest, why: ErrorCode): void {
+  #leave(guest: Guest, why: 'relay_unavailable' | 'peer_disconnected'): void {
     this.#sessions.leave(guest, why, this.#now());
     this.#watches.leave(guest, 'watcher_disconnected', this.#now());
     this.ended(guest);
   }
 
-  find(instance: string, link: number): Guest | undefined {
-    return this.#guests.get(instance)?.get(link);
+  /** What a peer was here for has ended, in case it is a guest. */
+  ended(peer: Peer | undefined): void {
+    if (!(peer instanceof Guest)) return;
+    const guests = this.#guests.get(peer.instance);
+    if (!guests?.delete(peer.link)) return;
+    if (guests.size === 0) this.#guests.delete(peer.instance);
+    peer.tell(['ended', peer.link, peer.received]);
   }
 }

@@ -15,27 +15,37 @@ const ITEM_BYTES = 64;
 const link = z.int();
 const text = z.string();
 
-const item = z.union([
-  // To the owner of a session or a watch, from the instance of a socket.
+/** To the owner of a session or a watch, from the instance of a socket. */
+const toOwner = z.union([
   z.tuple([z.literal('data'), link, text, z.int()]),
   z.tuple([z.literal('connect'), link, text, text]),
   z.tuple([z.literal('announce'), link, text, text, text]),
   z.tuple([z.literal('done'), link]),
   z.tuple([z.literal('abort'), link, z.enum(['slow_consumer', 'session_data_limit'])]),
   z.tuple([z.literal('gone'), link]),
-  // To the instance of a socket, from the owner.
+]);
+/** To the instance of a socket, from the owner. */
+const toSocket = z.union([
   z.tuple([z.literal('frame'), link, text]),
   z.tuple([z.literal('opened'), link]),
   z.tuple([z.literal('refused'), link, text]),
   z.tuple([z.literal('close'), link, z.enum(Object.keys(closes) as [keyof typeof closes])]),
   z.tuple([z.literal('ended'), link, z.int()]),
-  // Everything between the two is over.
-  z.tuple([z.literal('over'), link]),
 ]);
-export type Item = z.infer<typeof item>;
+export type ToOwner = z.infer<typeof toOwner>;
+export type ToSocket = z.infer<typeof toSocket>;
 
-/** Who says it, and what, in order. */
-const message = z.tuple([text, z.array(item)]);
+/** Who says it, to which end of which tunnel, in order; or that everything between the two instances is over. */
+const message = z.tuple([
+  text,
+  z.union([
+    z.literal('over'),
+    z.array(
+      z.union([z.tuple([z.literal('owner'), toOwner]), z.tuple([z.literal('socket'), toSocket])]),
+    ),
+  ]),
+]);
+export type Item = ['owner', ToOwner] | ['socket', ToSocket];
 
 /** Reads a message of another instance; undefined where it is none. */
 export function readMessage(json: string): z.infer<typeof message> | undefined {
@@ -46,17 +56,11 @@ export function readMessage(json: string): z.infer<typeof message> | undefined {
   }
 }
 
-interface Outbox {
-  items: Item[];
-  /** Ends are said last, behind the last frames to those whom they concern. */
-  ends: Item[];
-  bytes: number;
-}
-
 export class Mail {
   readonly #id: string;
   readonly #redis: Redis;
-  readonly #outboxes = new Map<string, Outbox>();
+  /** What is still to be said, by instance. Ends come last, behind the last frames to those whom they concern. */
+  readonly #outboxes = new Map<string, { items: Item[]; ends: Item[]; bytes: number }>();
   readonly #underWay = new Set<Promise<void>>();
   #waitingBytes = 0;
   /** Told when an instance does not hear what it is told. */
@@ -73,11 +77,12 @@ export class Mail {
 
   /**
    * Says something to an instance at the end of this turn of the loop, in one message with all that is said till then.
-   * @returns False where too much waits for Redis already to carry a frame; anything else is always taken.
+   * @returns False where too much waits for Redis to carry one more frame. What is not a frame is always taken.
    */
-  send(to: string, said: Item): boolean {
-    const bytes = ITEM_BYTES + (said[2] === undefined ? 0 : String(said[2]).length);
-    const isFrame = said[0] === 'data' || said[0] === 'frame' || said[0] === 'announce';
+  send(to: string, item: Item): boolean {
+    const [kind, , content] = item[1];
+    const bytes = ITEM_BYTES + (typeof content === 'string' ? content.length : 0);
+    const isFrame = kind === 'data' || kind === 'frame' || kind === 'announce';
     if (isFrame && this.#waitingBytes + bytes > MAX_WAITING_BYTES) return false;
     let outbox = this.#outboxes.get(to);
     if (!outbox) {
@@ -85,7 +90,7 @@ export class Mail {
       this.#outboxes.set(to, outbox);
       setImmediate(() => this.#flush(to));
     }
-    (said[0] === 'ended' ? outbox.ends : outbox.items).push(said);
+    (kind === 'ended' ? outbox.ends : outbox.items).push(item);
     outbox.bytes += bytes;
     this.#waitingBytes += bytes;
     return true;
@@ -95,15 +100,23 @@ export class Mail {
     const outbox = this.#outboxes.get(to);
     if (!outbox) return;
     this.#outboxes.delete(to);
-    const json = JSON.stringify([this.#id, [...outbox.items, ...outbox.ends]]);
+    this.#publish(to, [...outbox.items, ...outbox.ends], outbox.bytes);
+  }
+
+  /** Tells an instance that everything between it and this one is over. */
+  tellOver(to: string): void {
+    this.#publish(to, 'over', 0);
+  }
+
+  #publish(to: string, content: Item[] | 'over', bytes: number): void {
     const sending = this.#redis
-      .run('publish', [], [to, json])
+      .run('publish', [], [to, JSON.stringify([this.#id, content])])
       .then((heard) => {
         if (heard === 0) this.onUnheard(to);
       })
       .catch(() => {}) // Redis is out of reach then, which ends everything with every instance.
       .finally(() => {
-        this.#waitingBytes -= outbox.bytes;
+        this.#waitingBytes -= bytes;
         this.#underWay.delete(sending);
       });
     this.#underWay.add(sending);

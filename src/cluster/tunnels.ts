@@ -5,14 +5,14 @@
 import type { Connections } from '../admission/connections.ts';
 import type { Answers } from '../answers.ts';
 import type { Clock, Connection, Tunnel } from '../connection.ts';
-import { type CloseReason, isReason, type RejectReason } from '../wire/codes.ts';
-import type { Item, Mail } from './mail.ts';
+import { isReason, type RejectReason } from '../wire/codes.ts';
+import type { Mail, ToOwner, ToSocket } from './mail.ts';
 
 /** How many beats of the cluster an owner has to answer. */
 const ANSWER_BEATS = 4;
 
 /** The way of one socket to the owner of one session or one watch. */
-class OpenTunnel implements Tunnel {
+class OwnerTunnel implements Tunnel {
   readonly connection: Connection;
   readonly owner: string;
   readonly link: number;
@@ -65,9 +65,9 @@ export class Tunnels {
   readonly #connections: Connections;
   readonly #now: Clock;
   /** By owner, then by link. */
-  readonly #open = new Map<string, Map<number, OpenTunnel>>();
+  readonly #open = new Map<string, Map<number, OwnerTunnel>>();
   /** Tunnels whose owner was asked something, with the beats that it has left to answer. */
-  readonly #asked = new Map<OpenTunnel, number>();
+  readonly #asked = new Map<OwnerTunnel, number>();
   #last = 0;
 
   constructor(mail: Mail, answers: Answers, connections: Connections, now: Clock) {
@@ -77,101 +77,86 @@ export class Tunnels {
     this.#now = now;
   }
 
-  get size(): number {
-    let size = 0;
-    for (const tunnels of this.#open.values()) size += tunnels.size;
-    return size;
-  }
-
   /** The instances that tunnels lead to. */
   get instances(): Iterable<string> {
     return this.#open.keys();
   }
 
-  /** Asks the owner of a claim to let a controller join its session. Comes to the error code where it refuses. */
-  connect(controller: Connection, owner: string, claim: string): Promise<RejectReason | undefined> {
-    const tunnel = this.#dig(controller, owner, undefined);
-    this.ask(tunnel, ['connect', tunnel.link, claim, controller.client]);
-    return tunnel.opened.promise;
+  get size(): number {
+    return this.#open.values().reduce((size, tunnels) => size + tunnels.size, 0);
   }
 
-  /** Asks the owner of a claim to tell its watcher of a target. Comes to the reason where it refuses. */
-  announce(
-    target: Connection,
+  find(owner: string, link: number): OwnerTunnel | undefined {
+    return this.#open.get(owner)?.get(link);
+  }
+
+  /**
+   * Asks the owner of a claim to let a socket in: a controller into a session, or a target, with its token id and its
+   * frame, to a watch. Comes to the error code where the owner refuses.
+   */
+  open(
+    connection: Connection,
     owner: string,
     claim: string,
-    jti: string,
-    frame: string,
+    announcement?: { jti: string; frame: string },
   ): Promise<RejectReason | undefined> {
-    const tunnel = this.#dig(target, owner, jti);
-    const isSent = this.ask(tunnel, ['announce', tunnel.link, frame, claim, target.client]);
+    const link = (this.#last += 1);
+    const tunnel = new OwnerTunnel(this, connection, owner, link, announcement?.jti);
+    const tunnels = this.#open.get(owner);
+    if (tunnels) tunnels.set(link, tunnel);
+    else this.#open.set(owner, new Map([[link, tunnel]]));
+    (connection.tunnels ??= new Set()).add(tunnel);
+    this.#connections.settle(connection, this.#now());
+    const isSent = announcement
+      ? this.ask(tunnel, ['announce', link, announcement.frame, claim, connection.client])
+      : this.ask(tunnel, ['connect', link, claim, connection.client]);
     if (!isSent) this.#drop(tunnel, 'relay_unavailable');
     return tunnel.opened.promise;
   }
 
-  #dig(connection: Connection, owner: string, jti: string | undefined): OpenTunnel {
-    const tunnel = new OpenTunnel(this, connection, owner, (this.#last += 1), jti);
-    let tunnels = this.#open.get(owner);
-    if (!tunnels) this.#open.set(owner, (tunnels = new Map()));
-    tunnels.set(tunnel.link, tunnel);
-    (connection.tunnels ??= new Set()).add(tunnel);
-    this.#connections.settle(connection, this.#now());
-    return tunnel;
-  }
-
-  tell(tunnel: OpenTunnel, item: Item): boolean {
-    return this.#mail.send(tunnel.owner, item);
+  tell(tunnel: OwnerTunnel, what: ToOwner): boolean {
+    return this.#mail.send(tunnel.owner, ['owner', what]);
   }
 
   /** Tells the owner something that it has to answer in time. */
-  ask(tunnel: OpenTunnel, item: Item): boolean {
+  ask(tunnel: OwnerTunnel, what: ToOwner): boolean {
     this.#asked.set(tunnel, ANSWER_BEATS);
-    return this.tell(tunnel, item);
+    return this.tell(tunnel, what);
   }
 
-  // What owners say.
-
-  opened(owner: string, link: number): void {
-    const tunnel = this.find(owner, link);
+  /** What an owner says to a socket of this instance. */
+  hear(owner: string, what: ToSocket): void {
+    const tunnel = this.find(owner, what[1]);
     if (!tunnel) {
-      // It gave up waiting, and the owner may not know.
-      this.#mail.send(owner, ['gone', link]);
+      // It gave up waiting for this, and the owner may not know.
+      if (what[0] === 'opened') this.#mail.send(owner, ['owner', ['gone', what[1]]]);
       return;
     }
-    tunnel.isOpen = true;
-    this.#asked.delete(tunnel);
-    if (tunnel.jti === undefined) tunnel.connection.tunnel = tunnel;
-    tunnel.opened.resolve(undefined);
-  }
-
-  refused(owner: string, link: number, code: string): void {
-    const tunnel = this.find(owner, link);
-    if (tunnel) this.#drop(tunnel, isReason(code) ? code : 'relay_unavailable');
-  }
-
-  frame(owner: string, link: number, frame: string): void {
-    const tunnel = this.find(owner, link);
-    if (tunnel && !tunnel.connection.trySend(frame)) this.tooSlow(tunnel);
-  }
-
-  close(owner: string, link: number, reason: CloseReason): void {
-    this.find(owner, link)?.connection.close(reason);
-  }
-
-  /** The session or watch has ended. Frames of the socket that the owner did not hear any more are answered. */
-  ended(owner: string, link: number, heard: number): void {
-    const tunnel = this.find(owner, link);
-    if (!tunnel) return;
-    this.#drop(tunnel);
-    for (let late = tunnel.sent - heard; late > 0 && !tunnel.connection.isClosed; late -= 1) {
-      this.#answers.refuse(tunnel.connection, 'no_session');
+    const { connection } = tunnel;
+    switch (what[0]) {
+      case 'opened':
+        this.#asked.delete(tunnel);
+        tunnel.isOpen = true;
+        if (tunnel.jti === undefined) connection.tunnel = tunnel;
+        return tunnel.opened.resolve(undefined);
+      case 'refused':
+        return this.#drop(tunnel, isReason(what[2]) ? what[2] : 'relay_unavailable');
+      case 'frame':
+        if (!connection.trySend(what[2])) this.tooSlow(tunnel);
+        return;
+      case 'close':
+        return connection.close(what[2]);
+      case 'ended':
+        this.#drop(tunnel);
+        // Frames that the owner did not hear any more are answered as on one instance.
+        for (let late = tunnel.sent - what[2]; late > 0 && !connection.isClosed; late -= 1) {
+          this.#answers.refuse(connection, 'no_session');
+        }
     }
   }
 
-  // How it ends otherwise.
-
   /** One of the two sides does not read. Both are closed. */
-  tooSlow(tunnel: OpenTunnel): void {
+  tooSlow(tunnel: OwnerTunnel): void {
     this.tell(tunnel, ['abort', tunnel.link, 'slow_consumer']);
     this.#drop(tunnel);
     tunnel.connection.close('slow_consumer');
@@ -179,9 +164,19 @@ export class Tunnels {
 
   /** A socket has closed. */
   closed({ tunnels }: Connection): void {
-    for (const tunnel of (tunnels ?? []) as Iterable<OpenTunnel>) {
+    for (const tunnel of (tunnels ?? []) as Iterable<OwnerTunnel>) {
       this.tell(tunnel, ['gone', tunnel.link]);
       this.#drop(tunnel);
+    }
+  }
+
+  /** One more beat: gives up where an owner has not answered in time. */
+  beat(): void {
+    for (const [tunnel, beats] of this.#asked) {
+      this.#asked.set(tunnel, beats - 1);
+      if (beats > 0) continue;
+      this.tell(tunnel, ['gone', tunnel.link]);
+      this.#lose(tunnel, 'relay_unavailable');
     }
   }
 
@@ -190,45 +185,27 @@ export class Tunnels {
     for (const tunnel of this.#open.get(owner)?.values() ?? []) this.#lose(tunnel, why);
   }
 
-  /** One more beat: gives up where an owner has not answered in time. */
-  beat(): void {
-    for (const [tunnel, beats] of this.#asked) {
-      if (beats > 0) {
-        this.#asked.set(tunnel, beats - 1);
-        continue;
-      }
-      this.tell(tunnel, ['gone', tunnel.link]);
-      this.#lose(tunnel, 'relay_unavailable');
-    }
-  }
-
-  #lose(tunnel: OpenTunnel, why: 'relay_unavailable' | 'peer_disconnected'): void {
+  #lose(tunnel: OwnerTunnel, why: 'relay_unavailable' | 'peer_disconnected'): void {
     const { connection, jti, isOpen } = tunnel;
-    const reason = jti && why === 'peer_disconnected' ? 'watcher_disconnected' : why;
     this.#drop(tunnel, 'relay_unavailable');
     // Whoever still waits for the first answer is told by that.
     if (!isOpen) return;
-    this.#answers.guard(connection, () => {
-      if (jti) this.#answers.reject(connection, jti, reason);
-      else this.#answers.refuse(connection, why);
-    });
+    if (jti === undefined) return this.#answers.refuse(connection, why);
+    const isAlone = why === 'peer_disconnected';
+    this.#answers.reject(connection, jti, isAlone ? 'watcher_disconnected' : why);
   }
 
   /** Forgets a tunnel. Its socket may go on without it. */
-  #drop(tunnel: OpenTunnel, refusal?: RejectReason): void {
-    const { connection } = tunnel;
-    const tunnels = this.#open.get(tunnel.owner);
-    tunnels?.delete(tunnel.link);
-    if (tunnels?.size === 0) this.#open.delete(tunnel.owner);
+  #drop(tunnel: OwnerTunnel, refusal?: RejectReason): void {
+    const { connection, owner, link } = tunnel;
+    const tunnels = this.#open.get(owner);
+    tunnels?.delete(link);
+    if (tunnels?.size === 0) this.#open.delete(owner);
     this.#asked.delete(tunnel);
     connection.tunnels?.delete(tunnel);
     if (connection.tunnel === tunnel) connection.tunnel = undefined;
     this.#connections.settle(connection, this.#now());
     tunnel.opened.resolve(refusal);
     tunnel.over.resolve(undefined);
-  }
-
-  find(owner: string, link: number): OpenTunnel | undefined {
-    return this.#open.get(owner)?.get(link);
   }
 }
