@@ -101,7 +101,7 @@ export class Records {
   async #read(): Promise<void> {
     try {
       for (let count = 0; this.#keys; count += 1) {
-        const sealed = await this.#pipe.receiveBytes({ timeoutMs: Infinity });
+        const sealed = await this.#pipe.receiveBytes({ timeoutMs: Infinity }).catch(distrust);
         if (this.#keys) this.#take(await open(this.#keys.receiving, count, sealed));
       }
     } catch (error) {
@@ -119,8 +119,9 @@ export class Records {
     if (kind !== kinds.keepAlive) this.#inbox.put({ kind, body: record.slice(1) });
   }
 
+  /** @param error A RelayError: nothing below throws anything else. */
   #fail(error: unknown): void {
-    this.#finish(asRelayError(error));
+    this.#finish(error as RelayError);
     void this.#pipe.close();
   }
 
@@ -135,10 +136,13 @@ export class Records {
   }
 }
 
-/** What the pipe below threw, as seen from above it. */
-function asRelayError(error: unknown): RelayError {
-  if (!(error instanceof RelayError)) throw error;
-  return error.code === 'invalid_payload' ? new RelayError('not_authentic') : error;
+/** What the pipe below says of the other side is the relay's word alone. */
+function distrust(error: unknown): never {
+  const code = error instanceof RelayError ? error.code : undefined;
+  if (code === 'invalid_payload') throw new RelayError('not_authentic');
+  // The other side says it in a sealed record, and only then to the relay.
+  if (code === 'peer_done') throw new RelayError('not_authentic', 'its end came without a seal');
+  throw error;
 }
 
 /**
