@@ -1,8 +1,4 @@
 import { afterAll, beforeAll, describe, expect, spyOn, test } from 'bun:test';
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import pkg from '../package.json' with { type: 'json' };
 import {
   announce,
   connect,
@@ -15,6 +11,7 @@ import {
 } from '../src/client/client.ts';
 import { type CloseReason, closes } from '../src/wire/codes.ts';
 import { createRelayServer } from '../src/index.ts';
+import { project, runtimes } from './built-client.ts';
 
 const relay = await createRelayServer({
   port: 0,
@@ -291,82 +288,33 @@ test('a draw from past the last whole million is drawn again', () => {
 });
 
 describe('the documentation’s examples, from the built package', () => {
-  const nodeMajor = Number(
-    Bun.spawnSync(['node', '--version'])
-      .stdout.toString()
-      .match(/^v(\d+)/)?.[1] ?? 0,
-  );
-  const runtimes = ['bun', ...(nodeMajor >= 22 ? ['node'] : [])];
-  if (nodeMajor < 22) {
-    console.warn(
-      `client examples: not run in Node.js, which has no WebSocket before 22 (here: ${nodeMajor || 'none'})`,
-    );
-  }
-  let folder: string;
-
+  let built: Awaited<ReturnType<typeof project>>;
   beforeAll(async () => {
-    folder = await mkdtemp(join(tmpdir(), 'relay-client-'));
-    const home = join(folder, 'node_modules', pkg.name);
-    const built = await Bun.build({
-      entrypoints: [join(import.meta.dir, '../src/client/client.ts')],
-      target: 'browser',
-    });
-    await Bun.write(join(home, 'dist/client.js'), await (built.outputs[0] as Blob).text());
-    await Bun.write(join(home, 'package.json'), JSON.stringify(pkg));
-    const text = await Bun.file(join(import.meta.dir, '../docs/client.md')).text();
-    for (const [, name, code] of text.matchAll(/```js\n\/\/ (\S+)\n([^]*?)```/g)) {
-      await Bun.write(
-        join(folder, name as string),
-        (code as string).replace('wss://relay.example.com/ws', url),
-      );
-    }
+    built = await project('docs/client.md', url);
   });
-  afterAll(() => rm(folder, { recursive: true }));
-
-  const run = (runtime: string, ...args: string[]) =>
-    Bun.spawn([runtime, ...args], { cwd: folder, stdout: 'pipe', stderr: 'inherit' });
-
-  /** Reads a program's output until it holds what is looked for. */
-  async function until(program: { stdout: ReadableStream<Uint8Array> }, wanted: RegExp) {
-    const reader = program.stdout.getReader();
-    const decoder = new TextDecoder();
-    let text = '';
-    const more = async (): Promise<boolean> => {
-      const { done, value } = await reader.read();
-      text += decoder.decode(value, { stream: !done });
-      return !done;
-    };
-    while (!wanted.test(text)) if (!(await more())) throw new Error(`ended with: ${text}`);
-    return {
-      match: wanted.exec(text)?.[1],
-      rest: async () => {
-        while (await more());
-        return text;
-      },
-    };
-  }
+  afterAll(() => built[Symbol.asyncDispose]());
 
   for (const runtime of runtimes) {
     test(`${runtime}: target and controller`, async () => {
-      const { match, rest } = await until(run(runtime, 'target.mjs'), /code (\d{6})\n/);
-      const controller = run(runtime, 'controller.mjs', match as string);
-      expect(await new Response(controller.stdout).text()).toBe(
-        'received hello, controller\nthe target is finished\n',
-      );
-      expect(await rest()).toEndWith('received hello, target\n');
+      const target = built.run([runtime, 'target.mjs']);
+      const code = await target.shows(/code (\d{6})\n/);
+      const controller = built.run([runtime, 'controller.mjs', code]);
+      expect(await controller.ended()).toBe('received hello, controller\nthe target is finished\n');
+      expect(await target.ended()).toEndWith('received hello, target\n');
     });
 
     test(`${runtime}: impatient`, async () => {
-      expect(await new Response(run(runtime, 'impatient.mjs').stdout).text()).toBe('timeout\n');
+      expect(await built.run([runtime, 'impatient.mjs']).ended()).toBe('timeout\n');
     });
   }
 
   test('watcher and booting device', async () => {
     const runtime = runtimes.at(-1) as string;
-    const { rest } = await until(run(runtime, 'watcher.mjs'), /watching\n/);
-    expect(await new Response(run(runtime, 'booting.mjs').stdout).text()).toBe(
+    const watcher = built.run([runtime, 'watcher.mjs']);
+    await watcher.shows(/watching\n/);
+    expect(await built.run([runtime, 'booting.mjs']).ended()).toBe(
       'accepted by controller-key signature\n',
     );
-    expect(await rest()).toBe('watching\naccepted device-key\n');
+    expect(await watcher.ended()).toBe('watching\naccepted device-key\n');
   });
 });
