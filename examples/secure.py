@@ -168,8 +168,11 @@ def while_asking(channel, ask):
     answered = threading.Event()
 
     def keep_alive():
-        while not answered.wait(10):
-            channel.send(KEEP_ALIVE)
+        try:
+            while not answered.wait(10):
+                channel.send(KEEP_ALIVE)
+        except OSError:
+            pass  # the connection is gone, which the answer will meet
 
     threading.Thread(target=keep_alive, daemon=True).start()
     try:

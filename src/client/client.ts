@@ -404,12 +404,13 @@ class Wire {
   }
 
   get hasEnded(): boolean {
-    return this.#inbox.end !== undefined;
+    return this.#inbox.end !== undefined || this.#socket.readyState > WebSocket.OPEN;
   }
 
   /** Sends a frame, or keeps it until the connection is open. */
   send(frame: Frame): void {
-    if (this.#inbox.end) throw this.#inbox.end.again();
+    // A socket that is closing takes what it is given, and drops it without a word.
+    if (this.hasEnded) throw (this.#inbox.end ?? new RelayError('connection_lost')).again();
     if (this.#socket.readyState === WebSocket.CONNECTING) this.#unsent.push(frame);
     else this.#socket.send(JSON.stringify(frame));
   }
