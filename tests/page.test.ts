@@ -6,7 +6,7 @@ import axe from 'axe-core';
 import { type Browser, type BrowserContextOptions, chromium, type Page } from 'playwright-core';
 import pkg from '../package.json' with { type: 'json' };
 import type { RelayOptions } from '../src/config.ts';
-import { createHttp } from '../src/http.ts';
+import { createApp } from '../src/http.ts';
 import { createRelayServer } from '../src/index.ts';
 
 setDefaultTimeout(30_000);
@@ -133,12 +133,15 @@ describe('GET /', () => {
     ['draining', 'Stopping, 1 session'],
     ['unavailable', 'Cut off from its Redis, 1 session'],
   ] as const)('a relay that is %s says %p', async (status, words) => {
-    const http = createHttp(() => ({ status, sessions: 1 }), {
-      caller: () => ({ client: 'x', address: 'x', source: 'peer' }),
-      isSecure: () => false,
+    const app = createApp({
+      health: () => ({ status, sessions: 1 }),
+      page: true,
+      callerOf: () => ({ client: 'x', address: 'x', source: 'peer' }),
+      isTls: false,
+      trustsProxy: false,
     });
     const headers = { accept: BROWSER_ACCEPT, host: 'relay' };
-    const page = await http.request('/', { headers }, {});
+    const page = await app.request('/', { headers }, {});
     expect(await page.text()).toContain(words);
   });
 

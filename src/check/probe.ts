@@ -5,7 +5,7 @@ import https from 'node:https';
 import net from 'node:net';
 import tls from 'node:tls';
 import ipaddr from 'ipaddr.js';
-import { parseAddress } from '../admission/address.ts';
+import { parseAddress } from '../admission/client-address.ts';
 import { type Finding, Problem } from './steps.ts';
 
 const TIMEOUT_MS = 10_000;

@@ -2,8 +2,20 @@
 import type { Context } from 'hono';
 import { html, raw } from 'hono/html';
 import { PROXY_HEADERS } from '../admission/client-address.ts';
-import type { Facts } from '../http.ts';
-import type { Health } from '../status.ts';
+
+/** What the page shows of the relay and of the caller. */
+interface Facts {
+  version: string;
+  /** The WebSocket URL as the caller would write it. */
+  websocket: string;
+  /** The address that the relay sees the caller under, and whether it comes from the TCP connection or a header. */
+  client: { address: string; source: string };
+}
+
+interface Health {
+  status: 'ok' | 'draining' | 'unavailable';
+  sessions: number;
+}
 
 interface Asset {
   text: string;
