@@ -309,3 +309,66 @@ test('100,000 payloads from a seed: one class of error, and nothing hangs', asyn
     ]),
   );
 });
+
+test('a peer that has paired, or is about to, may seal what it likes: one class of error, and nothing hangs', async () => {
+  const random = seeded(77);
+  const below = (end: number): number => Math.floor(random() * end);
+  const bytes = (length: number): Bytes => Uint8Array.from({ length }, () => below(256));
+  const body = (): Bytes =>
+    below(2)
+      ? bytes(below(30))
+      : utf8(['{}', '"', '[[', receipt, '\u{10FFFF}'][below(5)] as string);
+  const codes = new Set<string>();
+  for (let round = 0; round < 1500; round += 1) {
+    const [own, peer] = [await newEphemeral(), await newEphemeral()];
+    const role: From = below(2) ? 'target' : 'controller';
+    const ends = twoEnds();
+    const pipe = ends[role === 'target' ? 'controller' : 'target'];
+    const side = { otc, receipt, identity, ephemeral: own };
+    const working =
+      role === 'target'
+        ? asTarget(ends.target, { ...side, askDigits: () => new Promise(() => {}) }, rest)
+        : asController(ends.controller, { ...side, showDigits() {} }, rest);
+    const settled = outcome(working);
+    // The hostile peer takes part in the open as it should, so that it has keys.
+    const nonce = bytes(32);
+    const say = (kind: number, ...parts: Bytes[]) =>
+      pipe.send(Uint8Array.from([...utf8('ams1'), kind, ...parts.flatMap((part) => [...part])]));
+    const hear = async () => (await pipe.receiveBytes(rest())).slice(5);
+    let said;
+    if (role === 'target') {
+      const commitment = await hear();
+      say(2, peer.publicKey);
+      const revealed = await hear();
+      const parts = { targetKey: revealed.slice(0, 65), nonce: revealed.slice(65) };
+      said = { otc, commitment, controllerKey: peer.publicKey, ...parts };
+    } else {
+      const commitment = await commitmentTo(otc, peer.publicKey, nonce);
+      say(1, commitment);
+      const controllerKey = await hear();
+      say(3, peer.publicKey, nonce);
+      said = { otc, commitment, controllerKey, targetKey: peer.publicKey, nonce };
+    }
+    const keys = await agree(role === 'target' ? 'controller' : 'target', peer.privateKey, said);
+    const records = new Records(pipe, keys);
+    for (let i = 0; i < 1 + below(5); i += 1) {
+      const isVerdict = role === 'controller' && below(4) === 0;
+      if (isVerdict) void records.send(2, utf8(receipt)).catch(() => {});
+      else void records.send(below(8) ? below(20) : below(256), body()).catch(() => {});
+    }
+    await records.close();
+    const { code, channel } = await settled;
+    codes.add(code);
+    if (!channel) continue;
+    // What a peer says afterwards is what it sealed, or the end.
+    try {
+      for await (const message of channel) expect(message).toBeDefined();
+    } catch (error) {
+      expect(error).toBeInstanceOf(RelayError);
+      codes.add((error as RelayError).code);
+    }
+  }
+  for (const code of ['paired', 'unexpected_frame', 'code_mismatch', 'peer_disconnected']) {
+    expect([...codes]).toContain(code);
+  }
+}, 30_000);
