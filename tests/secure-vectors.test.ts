@@ -91,7 +91,7 @@ test('a target says these payloads to this controller', async () => {
         await keptAlive.promise;
         pipe.onSent = (payload) => {
           said.push(payload);
-          if (said.length === 4) for (const more of heard.slice(2)) pipe.arrive(more);
+          if (said.length === 4) for (const more of heard.slice(2, 4)) pipe.arrive(more);
         };
         return pairing.digits;
       },
@@ -102,7 +102,11 @@ test('a target says these payloads to this controller', async () => {
   expect(channel.peerIdentity).toBeUndefined();
   await channel.send(Uint8Array.of(0, 255, 16));
   expect(await channel.receive()).toBe('grüezi');
-  expect(said).toEqual(spokenBy('target').slice(0, 5));
+  await channel.send({ n: 1 });
+  pipe.arrive(heard[4] as string);
+  const end = await channel.receive().catch((error: RelayError) => error.code);
+  expect(end).toBe('peer_done');
+  expect(said).toEqual(spokenBy('target'));
 });
 
 test('a controller says these payloads to this target', async () => {

@@ -1,6 +1,7 @@
 /**
  * Writes docs/secure-vectors.json: a pairing, and a bootstrap, with every input fixed. Written from docs/secure.md with
- * another library than the client uses, so that the two check each other. A test compares the file.
+ * another library than the client uses, so that the two check each other. A test compares the file. Run `bun fmt`
+ * after it.
  */
 import { gcm } from '@noble/ciphers/aes.js';
 import { p256 } from '@noble/curves/nist.js';

@@ -110,10 +110,10 @@ export class Records {
   }
 
   #take(record: Bytes): void {
-    const [kind, reason] = record;
-    if (kind === undefined) throw new RelayError('unexpected_frame', 'an empty record');
+    // A record without a kind is of one that nobody knows.
+    const [kind = 255, reason = 0] = record;
     if (kind === kinds.refuse) {
-      throw new RelayError(refusals[reason ?? 0] ?? 'cancelled', 'the other side said so');
+      throw new RelayError(refusals[reason] ?? 'cancelled', 'the other side said so');
     }
     if (kind === kinds.end) throw new RelayError('peer_done');
     if (kind !== kinds.keepAlive) this.#inbox.put({ kind, body: record.slice(1) });
