@@ -165,18 +165,21 @@ export class RelayServer implements Relay {
       ...(tls && { tls }),
       // The upgrade is not a Hono route, since that would cost a tenth of a whole pairing.
       fetch: (request, server) => {
-        if (pathOf(request) === '/ws' && this.#upgrade(request, server)) return undefined;
+        const path = pathOf(request);
+        if (path !== '/health' && path !== '/livez') {
+          const { client } = this.#callers.resolve(
+            request,
+            () => server.requestIP(request)?.address,
+          );
+          if (!this.sockets.limits.requests.take(client, 1, this.#now())) return tooManyRequests();
+          if (path === '/ws' && this.sockets.upgrade(server, request, client)) return undefined;
+        }
         return app.fetch(request, server);
       },
       error: () => Response.json({ error: 'internal_error' }, { status: 500 }),
       websocket: this.sockets.handlers,
       maxRequestBodySize: MAX_REQUEST_BODY_BYTES,
     });
-  }
-
-  #upgrade(request: Request, server: BunServer): boolean {
-    const { client } = this.#callers.resolve(request, () => server.requestIP(request)?.address);
-    return this.sockets.upgrade(server, request, client);
   }
 
   #sweep(): void {
@@ -190,6 +193,14 @@ export class RelayServer implements Relay {
     const { connections, pairing } = this.sockets;
     this.#log.info('last minute', { ...summary, open: connections.size, sessions: pairing.size });
   }
+}
+
+/** For a client over its budget. Its connection is closed, so that whatever else it has sent costs nothing. */
+function tooManyRequests(): Response {
+  return new Response('{"error":"too_many_requests"}\n', {
+    status: 429,
+    headers: { 'content-type': 'application/json', 'retry-after': '1', connection: 'close' },
+  });
 }
 
 /** Takes an address, or says in one line why it can't be had. Bun calls an unknown host a port in use. */
