@@ -4,6 +4,7 @@ import { type Config, connectable, type SettingName, settings } from './config.t
 import type { Clock } from './connection.ts';
 import { createApp, type Health, pathOf } from './http.ts';
 import { createLog, type Log } from './observe/log.ts';
+import { maxDescriptors, openDescriptors } from './observe/descriptors.ts';
 import {
   ListenError,
   type Relay,
@@ -20,6 +21,8 @@ const SUMMARY_EVERY_MS = 60_000;
 const DRAIN_LOOK_MS = 50;
 /** How long clients have to answer their close frame before they are cut off, in milliseconds. */
 const CLOSE_WAIT_MS = 500;
+/** Descriptors that the process needs beside one for each socket: listeners, Redis, files, and requests under way. */
+const SPARE_DESCRIPTORS = 256;
 /** The relay reads no body. */
 const MAX_REQUEST_BODY_BYTES = 1024;
 
@@ -39,6 +42,7 @@ export class RelayServer implements Relay {
   #server: BunServer | undefined;
   #cluster: { leave: () => Promise<void> } | undefined;
   #metrics: { port: number; stop: () => Promise<void> } | undefined;
+  #isShortOfDescriptors = false;
   #timers: NodeJS.Timeout[] = [];
   #state: 'new' | 'started' | 'stopped' = 'new';
   #started: Promise<RelayAddress> | undefined;
@@ -105,6 +109,12 @@ export class RelayServer implements Relay {
       setInterval(() => this.#sweep(), SWEEP_EVERY_MS),
       setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
     ];
+    if (maxDescriptors() < this.#config.maxConnections + SPARE_DESCRIPTORS) {
+      this.#log.warn('the limit of open files (nofile) is lower than AMESH_MAX_CONNECTIONS needs', {
+        limit: maxDescriptors(),
+        needed: this.#config.maxConnections + SPARE_DESCRIPTORS,
+      });
+    }
     const bound = this.#server.port as number;
     return { host, port: bound, url: `${tls ? 'wss' : 'ws'}://${connectable(host)}:${bound}/ws` };
   }
@@ -182,12 +192,26 @@ export class RelayServer implements Relay {
     });
   }
 
+  /** At its limit of descriptors a process can accept nobody, and says nothing of it by itself. */
+  #lookAtDescriptors(): void {
+    const [open, max] = [openDescriptors(), maxDescriptors()];
+    const isShort = open > max * 0.9;
+    if (isShort && !this.#isShortOfDescriptors) {
+      this.#log.warn('file descriptors run short; raise the limit of open files (nofile)', {
+        open,
+        max,
+      });
+    }
+    this.#isShortOfDescriptors = isShort;
+  }
+
   #sweep(): void {
     // A sweep that did its share lets others have their turn before it goes on.
     if (this.sockets.sweep()) setImmediate(() => this.#sweep());
   }
 
   #summarise(): void {
+    this.#lookAtDescriptors();
     const summary = this.sockets.stats.sinceLast();
     if (!summary) return;
     const { connections, pairing } = this.sockets;
