@@ -176,14 +176,12 @@ export class RelayServer implements Relay {
       // The upgrade is not a Hono route, since that would cost a tenth of a whole pairing.
       fetch: (request, server) => {
         const path = pathOf(request);
-        if (path !== '/health' && path !== '/livez') {
-          const { client } = this.#callers.resolve(
-            request,
-            () => server.requestIP(request)?.address,
-          );
-          if (!this.sockets.limits.requests.take(client, 1, this.#now())) return tooManyRequests();
-          if (path === '/ws' && this.sockets.upgrade(server, request, client)) return undefined;
+        const { client } = this.#callers.resolve(request, () => server.requestIP(request)?.address);
+        if (!this.sockets.limits.requests.take(client, 1, this.#now())) {
+          const isProbe = path === '/health' || path === '/livez';
+          return isProbe ? closing(app.fetch(request, server)) : tooManyRequests();
         }
+        if (path === '/ws' && this.sockets.upgrade(server, request, client)) return undefined;
         return app.fetch(request, server);
       },
       error: () => Response.json({ error: 'internal_error' }, { status: 500 }),
@@ -217,6 +215,13 @@ export class RelayServer implements Relay {
     const { connections, pairing } = this.sockets;
     this.#log.info('last minute', { ...summary, open: connections.size, sessions: pairing.size });
   }
+}
+
+/** For a probe over its client's budget: it is answered, and its connection is closed all the same. */
+async function closing(answer: Response | Promise<Response>): Promise<Response> {
+  const response = await answer;
+  response.headers.set('connection', 'close');
+  return response;
 }
 
 /** For a client over its budget. Its connection is closed, so that whatever else it has sent costs nothing. */

@@ -297,9 +297,12 @@ describe('one address at its worst', () => {
     expect([refused.status, refused.headers.get('retry-after')]).toEqual([429, '1']);
     expect(await refused.json()).toEqual({ error: 'too_many_requests' });
     await expect(openClient(relay.url)).rejects.toThrow();
-    // Probes are answered all the same, and a budget flows back.
+    // Probes are answered all the same, one for each connection, and a budget flows back.
     for (const path of ['/health', '/livez']) {
-      expect((await fetch(`${relay.http}${path}`)).status).toBe(200);
+      const probes = `GET ${path} HTTP/1.1\r\nHost: relay\r\n\r\n`.repeat(50);
+      const prober = await raw(relay, probes);
+      await until(() => prober.destroyed || prober.readableEnded, 'its connection is closed');
+      expect(prober.received.match(/HTTP\/1\.1 \d+/g)).toEqual(['HTTP/1.1 200']);
     }
     relay.pass(1000);
     (await relay.connect()).close();
