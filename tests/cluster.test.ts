@@ -713,7 +713,13 @@ test.skipIf(!redisServer)(
     const redis = await startRedis();
     const suites = ['wire-pairing', 'wire-bootstrap', 'wire-limits', 'handshake'];
     const child = Bun.spawn(
-      [process.execPath, 'test', ...suites.map((name) => join(import.meta.dir, `${name}.test.ts`))],
+      [
+        process.execPath,
+        'test',
+        '--timeout',
+        '30000',
+        ...suites.map((name) => join(import.meta.dir, `${name}.test.ts`)),
+      ],
       {
         env: { ...process.env, AMESH_TEST_REDIS_URL: redis.url, EVERY_CODE: '' },
         stdout: 'pipe',
