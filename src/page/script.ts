@@ -2,12 +2,12 @@
 import {
   checkWire,
   type Finding,
-  Problem,
   type Reporter,
   type Step,
   stepTitles,
   take,
 } from '../check/steps.ts';
+import { Problem } from '../check/problems.ts';
 
 const element = (id: string): HTMLElement => document.getElementById(id) as HTMLElement;
 
@@ -109,19 +109,9 @@ async function health(): Promise<Finding> {
     return { found };
   }
   if (status === 'unavailable') {
-    throw new Problem(
-      'redis_lost',
-      found,
-      'This instance cannot reach the Redis that it shares with the others.',
-      'If this is your relay, look at the Redis, at REDIS_URL, and at the network between them.',
-    );
+    throw new Problem('redis_lost', found);
   }
-  throw new Problem(
-    'draining',
-    found,
-    'This instance takes nobody new.',
-    'If a deploy is under way, check again in a minute.',
-  );
+  throw new Problem('draining', found);
 }
 
 async function address(): Promise<Finding> {
@@ -133,9 +123,7 @@ async function address(): Promise<Finding> {
   // The relay itself has seen, in what this page was asked for with, that it can't be right.
   const doubt = document.querySelector('.doubt')?.textContent.replaceAll(/\s+/g, ' ').trim();
   if (!doubt) return { found };
-  const change =
-    'Set AMESH_TRUST_PROXY to hops:1, or to header:NAME, as the proxy in front needs it.';
-  return { found, warning: new Problem('proxy_not_trusted', found, doubt, change) };
+  return { found: new Problem('proxy_not_trusted', found) };
 }
 
 /** The steps as they happen, one line each. */

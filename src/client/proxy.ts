@@ -1,0 +1,24 @@
+/** Which HTTP proxy a WebSocket has to go through, by the environment variables that most programs know. */
+
+/**
+ * @param url Where the connection goes: `HTTPS_PROXY` counts for `wss:`, `HTTP_PROXY` for `ws:`, in capitals or not.
+ * @param env The environment. `NO_PROXY` lists, with commas, hosts (and their subdomains), `host:port`, or `*`.
+ * @returns The proxy's URL, or undefined where the connection goes straight.
+ */
+export function proxyFor(url: URL, env: Record<string, string | undefined>): string | undefined {
+  const named = (name: string): string | undefined => env[name.toLowerCase()] || env[name];
+  const proxy = named(url.protocol === 'wss:' ? 'HTTPS_PROXY' : 'HTTP_PROXY');
+  const host = url.hostname;
+  const port = url.port || (url.protocol === 'wss:' ? '443' : '80');
+  const isExempt = (named('NO_PROXY') ?? '').split(',').some((entry) => {
+    const name = entry
+      .trim()
+      .toLowerCase()
+      .replace(/^\*?\./, '');
+    if (name === '*') return true;
+    return (
+      name !== '' && [host, `${host}:${port}`].some((it) => it === name || it.endsWith(`.${name}`))
+    );
+  });
+  return isExempt ? undefined : proxy;
+}
