@@ -209,13 +209,13 @@ export const settings = {
     'Failed code attempts per client in any 60 s.',
   ),
 
-  /** `listen`s that a client has had accepted in any 60 s, until it may not listen. Default 3,000. */
+  /** Accepted `listen`s of a client in a minute. Default 60. */
   maxListens: integer(
     'AMESH_MAX_LISTENS',
-    3000,
+    60,
     1,
     1_000_000,
-    'Accepted `listen` per client in any 60 s.',
+    'Accepted `listen` per client and minute.',
   ),
 
   /** Failed attempts on one code, from all clients, in any 60 s, until it is burned. Default 5. */
@@ -297,6 +297,15 @@ export const settings = {
     1024,
     1_073_741_824,
     'Payload bytes a session may carry, both directions together.',
+  ),
+
+  /** Payload bytes that a client may forward each second, after one session's worth at once (4003). Default 1 MiB. */
+  maxBytesPerSecond: integer(
+    'AMESH_MAX_BYTES_PER_SECOND',
+    1_048_576,
+    1024,
+    1_073_741_824,
+    'Payload bytes a client may forward each second, after one session’s worth at once.',
   ),
 
   /** Frames that a session may carry, both directions together (close code 4003). Default 50,000. */

@@ -1,10 +1,9 @@
-/** One socket, as everything behind the listener sees it. */
-import type { Bootstrapped, Watch } from './bootstrap/bootstrap.ts';
-import type { Paired, Session } from './pairing/pairing.ts';
-import type { Remote } from './cluster/remote.ts';
+/** One WebSocket of this instance, as everything behind Bun's handlers sees it. */
+import type { Peer, Session, Watch } from './peer.ts';
+import { closes, type CloseReason } from './wire/codes.ts';
 
-/** What the relay uses of a socket. Bun's has it; so has one that is connected to another instance. */
-export interface Wire {
+/** What the relay uses of Bun's socket. */
+export interface Socket {
   sendText(frame: string): number;
   publishText(topic: string, frame: string): number;
   subscribe(topic: string): unknown;
@@ -12,22 +11,83 @@ export interface Wire {
   close(code?: number, reason?: string): void;
 }
 
+/** A socket's way to the instance that owns its session, or the watch that it announced itself to. */
+export interface Tunnel {
+  /** Passes a data frame on, which came as so many bytes. */
+  forward(frame: string, bytes: number): void;
+  /** Says that this side is through. Resolves when the session has ended. */
+  done(): Promise<undefined>;
+  /** Ends the session for both sides, with the close code that says why. */
+  abort(why: 'session_data_limit'): void;
+}
+
 /** Bun carries it as `ws.data`. */
-export class Connection implements Paired<Connection>, Bootstrapped<Connection> {
-  ws!: Wire;
-  session: Session<Connection> | undefined = undefined;
-  watches: Set<Watch<Connection>> | undefined = undefined;
-  asks: Set<Watch<Connection>> | undefined = undefined;
+export class Connection implements Peer {
+  ws!: Socket;
+  session: Session | undefined = undefined;
+  watches: Set<Watch> | undefined = undefined;
+  announced: Set<Watch> | undefined = undefined;
+  /** To the owner of its session, where that is another instance. */
+  tunnel: Tunnel | undefined = undefined;
+  /** Every way to another instance, those of announcements included; absent until the first. */
+  tunnels: Set<Tunnel> | undefined = undefined;
+  /** Frames that wait while Redis is asked; `undefined` among them stands for the close. */
+  queue: (string | Buffer | undefined)[] | undefined = undefined;
+  queuedBytes = 0;
+  /** The relay has closed it. */
+  isClosed = false;
+  /** Its client has closed it, while frames of it still wait in the queue. */
+  isGone = false;
   malformed = 0;
   frames = 0;
   framesSince = 0;
   idleSince = 0;
-  /** What the cluster keeps of a socket, where there is a cluster. */
-  remote: Remote | undefined = undefined;
   readonly client: string;
 
   constructor(client: string) {
     this.client = client;
+  }
+
+  get isLocal(): boolean {
+    return !this.isGone;
+  }
+
+  get isBusy(): boolean {
+    return (
+      this.session !== undefined ||
+      Boolean(this.watches?.size || this.announced?.size || this.tunnels?.size)
+    );
+  }
+
+  send(frame: string): boolean {
+    if (this.trySend(frame)) return true;
+    this.close('slow_consumer');
+    return false;
+  }
+
+  trySend(frame: string): boolean {
+    return this.isGone || this.ws.sendText(frame) !== 0;
+  }
+
+  publish(topic: string, frame: string): boolean {
+    return this.ws.publishText(topic, frame) !== 0;
+  }
+
+  subscribe(topic: string): void {
+    if (!this.isGone) this.ws.subscribe(topic);
+  }
+
+  unsubscribe(topic: string): void {
+    if (!this.isGone) this.ws.unsubscribe(topic);
+  }
+
+  close(reason: CloseReason): void {
+    this.closeWith(closes[reason].code, reason);
+  }
+
+  closeWith(code: number, reason: string): void {
+    this.isClosed = true;
+    this.ws.close(code, reason);
   }
 }
 

@@ -1,83 +1,148 @@
-/** What the relay says over plain HTTP. Loaded with the first request that is neither an upgrade nor `GET /health`. */
-import { Hono } from 'hono';
-import { accepts } from 'hono/accepts';
-import { TrieRouter } from 'hono/router/trie-router';
+/** Everything that the relay answers over plain HTTP. Requests that become a WebSocket never come here. */
+import { zValidator } from '@hono/zod-validator';
+import { type Context, Hono } from 'hono';
+import { cors } from 'hono/cors';
+import * as z from 'zod';
 import { name, version } from '../package.json' with { type: 'json' };
 import type { Caller } from './admission/client-address.ts';
-import { type Health, healthResponse } from './status.ts';
 
-/** What `GET /` has to ask for; without it, there is no `/`. */
-interface Surroundings {
-  caller: (request: Request, peer: string | undefined) => Caller;
-  /** Whether the caller speaks TLS, to this relay or to the proxy in front. */
-  isSecure: (headers: Headers) => boolean;
+/** What `GET /health` says. */
+export interface Health {
+  status: 'ok' | 'draining' | 'unavailable';
+  /** The sessions that the relay holds, waiting or paired. */
+  sessions: number;
 }
 
-/** What `GET /` tells. */
-export interface Facts {
-  name: string;
-  version: string;
-  /** The WebSocket URL as the caller would write it. */
-  websocket: string;
-  /** The address that the relay sees the caller under, and where it was taken from. */
-  client: { address: string; source: string };
+export interface AppOptions {
+  health: () => Health;
+  /** Whether `GET /` answers. */
+  page: boolean;
+  /** Who sent a request; `peer` is the address of its TCP connection, undefined if that is closed already. */
+  callerOf: (request: Request, peer: string | undefined) => Caller;
+  /** Whether the relay itself speaks TLS. */
+  isTls: boolean;
+  /** Whether the headers of a proxy are to be believed. */
+  trustsProxy: boolean;
 }
 
-type Environment = { Bindings: { peer?: string | undefined } };
+/** What Bun passes to `fetch` beside the request. */
+type Environment = {
+  Bindings: { requestIP?: (request: Request) => { address: string } | null };
+};
 
-/** A name or an address with or without a port: nothing else is repeated to anyone. */
+/** In characters. The longest path with an answer is `/health`. */
+const MAX_PATH = 256;
+/** How much of an `Accept` header is read, in characters. Browsers name `text/html` first. */
+const MAX_ACCEPT = 256;
+
+/**
+ * The path of a request, as the routes below know it. Several slashes in a row count as one, since a proxy that serves
+ * the relay under a prefix often sends `//ws`.
+ *
+ * @param request Its `url` is only a path if the request has no `Host` header, or none that is valid.
+ */
+export function pathOf({ url }: { url: string }): string {
+  const path = /^(?:https?:\/\/[^/?#]*)?([^?#]*)/.exec(url)?.[1] ?? '';
+  return path.length > MAX_PATH
+    ? path.slice(0, MAX_PATH + 1) // Long enough to be told that it is too long.
+    : path.replaceAll(/\/{2,}/g, '/');
+}
+
+/** A host name or an address, with or without a port. Any other `Host` is not repeated to anyone. */
 const HOST = /^(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?$/i;
 
-export function createHttp(
-  health: () => Health,
-  surroundings: Surroundings | undefined,
-): Hono<Environment> {
-  // Hono's own choice of router takes a millisecond to make, at the first request.
-  const http = new Hono<Environment>({ router: new TrieRouter() });
+/** What a request needs to become a WebSocket: RFC 6455, section 4.2.1. */
+const upgradeHeaders = z.object({
+  upgrade: z.string('missing').regex(/\bwebsocket\b/i, 'must be "websocket"'),
+  connection: z.string('missing').regex(/\bupgrade\b/i, 'must be "Upgrade"'),
+  'sec-websocket-version': z.literal('13', 'must be "13"'),
+  'sec-websocket-key': z
+    .string('missing')
+    .regex(/^[A-Za-z0-9+/]{22}==$/, 'must be 16 bytes in base64'),
+});
 
-  if (surroundings) {
-    const { caller, isSecure } = surroundings;
-    http.get('/', async (c) => {
-      const { headers } = c.req.raw;
-      const host = headers.get('host') ?? '';
-      if (!HOST.test(host) || !URL.canParse(`ws://${host}`))
-        return c.json({ error: 'invalid_host' }, 400);
-      const { address, source } = caller(c.req.raw, c.env.peer);
-      const facts: Facts = {
+/** JSON with a line break at its end, for those who read it in a terminal. */
+const json = (c: Context, value: object, status: 200 | 400 | 404 | 405 | 414 | 500 | 503 = 200) =>
+  c.body(`${JSON.stringify(value)}\n`, status, { 'content-type': 'application/json' });
+
+/** The relay's routes. `app.fetch` takes a request and Bun's server. */
+export function createApp({ health, page, callerOf, isTls, trustsProxy }: AppOptions) {
+  const app = new Hono<Environment>({ getPath: pathOf });
+
+  app.use(async (c, next) => {
+    if (c.req.path.length > MAX_PATH) return json(c, { error: 'path_too_long' }, 414);
+    await next();
+    // Hono drops the body of an answer to HEAD, and Bun would then say that its length is 0.
+    if (c.req.method === 'HEAD') {
+      c.header('content-length', String((await c.res.clone().bytes()).length));
+    }
+    return undefined;
+  });
+
+  // These hold nothing private, so a status page on any other site may read them.
+  for (const path of page ? ['/health', '/livez', '/'] : ['/health', '/livez']) {
+    app.use(path, cors({ origin: '*', allowMethods: ['GET', 'HEAD'], allowHeaders: ['*'] }));
+  }
+
+  app.get('/health', (c) => {
+    const state = health();
+    c.header('cache-control', 'no-store');
+    return json(c, state, state.status === 'ok' ? 200 : 503);
+  });
+
+  app.get('/livez', (c) => {
+    c.header('cache-control', 'no-store');
+    return json(c, { status: 'alive' });
+  });
+
+  if (page) {
+    app.get('/', async (c) => {
+      const host = c.req.header('host') ?? '';
+      if (!HOST.test(host) || !URL.canParse(`ws://${host}`)) {
+        return json(c, { error: 'invalid_host' }, 400);
+      }
+      const isSecure =
+        isTls || (trustsProxy && /^https\b/i.test(c.req.header('x-forwarded-proto') ?? ''));
+      const { address, source } = callerOf(c.req.raw, c.env.requestIP?.(c.req.raw)?.address);
+      const facts = {
         name,
         version,
-        websocket: `${isSecure(headers) ? 'wss' : 'ws'}://${host}/ws`,
+        websocket: `${isSecure ? 'wss' : 'ws'}://${host}/ws`,
         client: { address, source },
       };
       c.header('cache-control', 'no-store');
       c.header('vary', 'accept');
       c.header('x-content-type-options', 'nosniff');
-      const type = accepts(c, {
-        header: 'Accept',
-        supports: ['application/json', 'text/html'],
-        default: 'application/json',
-      });
-      if (type === 'application/json') return c.json(facts);
+      const accept = c.req.header('accept')?.slice(0, MAX_ACCEPT) ?? '';
+      if (!accept.includes('text/html') || accept.includes('application/json')) {
+        return json(c, facts);
+      }
       const { servePage } = await import('./page/page.ts');
       return servePage(c, facts, health());
     });
   }
 
-  // A plain GET is answered before Hono is asked; HEAD, and whatever else a path like this one has, by Hono.
-  http.get('/health', () => healthResponse(health()));
-
-  http.get(
+  app.get(
     '/ws',
-    async (c, next) => (await import('./upgrade.ts')).requireUpgrade(c as never, next),
-    // Headers that pass and yet made no socket: what else may be wrong, only Bun knows.
-    (c) => c.json({ error: 'upgrade_failed', message: 'The WebSocket handshake failed.' }, 400),
+    zValidator('header', upgradeHeaders, (result, c) => {
+      if (result.success) return undefined;
+      const missing = result.error.issues.map(
+        ({ path, message }) => `${path.join('.')}: ${message}`,
+      );
+      const message = 'This is a WebSocket endpoint.';
+      return json(c, { error: 'upgrade_required', message, missing }, 400);
+    }),
+    // The headers are right, and yet Bun did not make a WebSocket of it. It does not say why.
+    (c) => json(c, { error: 'upgrade_failed', message: 'The WebSocket handshake failed.' }, 400),
   );
 
-  const paths = ['/health', '/ws', ...(surroundings ? ['/'] : [])];
-  for (const path of paths) {
-    http.all(path, (c) => c.json({ error: 'method_not_allowed' }, 405, { allow: 'GET, HEAD' }));
+  for (const path of page ? ['/health', '/livez', '/ws', '/'] : ['/health', '/livez', '/ws']) {
+    app.all(path, (c) => {
+      c.header('allow', 'GET, HEAD');
+      return json(c, { error: 'method_not_allowed' }, 405);
+    });
   }
-  http.notFound((c) => c.json({ error: 'not_found' }, 404));
-  http.onError((_error, c) => c.json({ error: 'internal_error' }, 500));
-  return http;
+  app.notFound((c) => json(c, { error: 'not_found' }, 404));
+  app.onError((_error, c) => json(c, { error: 'internal_error' }, 500));
+  return app;
 }

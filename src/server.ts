@@ -1,8 +1,8 @@
-/** Wires the parts together, and owns what they must not: the listener, the clock and the timers. */
+/** The relay as a whole: it listens, keeps the timers, and stops. */
 import { CallerResolver } from './admission/client-address.ts';
 import { type Config, connectable, type SettingName, settings } from './config.ts';
 import type { Clock } from './connection.ts';
-import type { createHttp } from './http.ts';
+import { createApp, type Health, pathOf } from './http.ts';
 import { createLog, type Log } from './observe/log.ts';
 import {
   ListenError,
@@ -12,19 +12,14 @@ import {
   type StopOptions,
 } from './relay.ts';
 import { type BunServer, Sockets } from './socket.ts';
-import { type Health, healthResponse } from './status.ts';
 import type { TlsFiles } from './tls.ts';
 
 const SWEEP_EVERY_MS = 1000;
 const SUMMARY_EVERY_MS = 60_000;
-/** How often a drain looks whether everything is done. */
+/** How often a drain looks whether everything is done, in milliseconds. */
 const DRAIN_LOOK_MS = 50;
-/** How long clients have to read their close frame before they are cut off. */
-const FAREWELL_MS = 500;
-/** `/ws` of a URL, with a query or without. */
-const SOCKET_PATH = /^[^/]+\/\/[^/]+\/ws(?:\?|$)/;
-/** `/health` of a URL, likewise. */
-const HEALTH_PATH = /^[^/]+\/\/[^/]+\/health(?:\?|$)/;
+/** How long clients have to answer their close frame before they are cut off, in milliseconds. */
+const CLOSE_WAIT_MS = 500;
 /** The relay reads no body. */
 const MAX_REQUEST_BODY_BYTES = 1024;
 
@@ -63,8 +58,12 @@ export class RelayServer implements Relay {
   }
 
   get #health(): Health {
-    const { cluster, roster, pairing } = this.sockets;
-    const status = roster.draining ? 'draining' : cluster?.isUp === false ? 'unavailable' : 'ok';
+    const { cluster, connections, pairing } = this.sockets;
+    const status = connections.draining
+      ? 'draining'
+      : cluster?.isUp === false
+        ? 'unavailable'
+        : 'ok';
     return { status, sessions: pairing.size };
   }
 
@@ -81,7 +80,7 @@ export class RelayServer implements Relay {
     const { host, port, metricsPort, metricsHost = host } = this.#config;
     const tls = await this.#tls();
     if (this.#config.redisUrl) {
-      const { joinCluster } = await import('./cluster/redis.ts');
+      const { joinCluster } = await import('./cluster/cluster.ts');
       this.#cluster = await joinCluster(this.#config, this.sockets, this.#log, this.#now);
     }
     try {
@@ -118,16 +117,15 @@ export class RelayServer implements Relay {
 
   async #shutDown(drainMs: number): Promise<void> {
     this.#state = 'stopped';
-    this.sockets.roster.draining = true;
-    // Told to stop while it starts, or after it could not: whatever there is by then is what to shut down.
+    this.sockets.connections.draining = true;
+    // Told to stop while it starts, or after it could not start: shut down whatever there is by then.
     await this.#started?.catch(() => {});
     const server = this.#server;
     if (!server) return;
     if (drainMs > 0) await this.#drain(drainMs);
     for (const timer of this.#timers) clearInterval(timer);
-    this.sockets.cluster?.farewell();
     this.sockets.closeAll();
-    await Promise.race([server.stop(), Bun.sleep(FAREWELL_MS)]);
+    await Promise.race([server.stop(), Bun.sleep(CLOSE_WAIT_MS)]);
     await server.stop(true);
     await this.#cluster?.leave();
     await this.#metrics?.stop();
@@ -154,43 +152,26 @@ export class RelayServer implements Relay {
   }
 
   #serve(hostname: string, port: number, tls: TlsFiles | undefined): BunServer {
-    let http: Promise<ReturnType<typeof createHttp>> | undefined;
+    const app = createApp({
+      health: () => this.#health,
+      page: this.#config.page,
+      callerOf: (request, peer) => this.#callers.resolve(request, peer),
+      isTls: tls !== undefined,
+      trustsProxy: this.#config.trustProxy.by !== 'peer',
+    });
     return Bun.serve({
       hostname,
       port,
       ...(tls && { tls }),
+      // The upgrade is not a Hono route, since that would cost a tenth of a whole pairing.
       fetch: (request, server) => {
-        // Not in Hono, where an upgrade costs a tenth of a whole pairing, nor in Bun's routes, which cost a start 2 ms.
-        if (SOCKET_PATH.test(request.url) && this.#upgrade(request, server)) return undefined;
-        // Nor this: the first to come to a relay that has just started, which need not load Hono for it.
-        if (HEALTH_PATH.test(request.url) && request.method === 'GET') {
-          return healthResponse(this.#health);
-        }
-        const peer = server.requestIP(request)?.address;
-        http ??= this.#loadHttp(tls !== undefined);
-        return http.then((app) => app.fetch(request, { peer }));
+        if (pathOf(request) === '/ws' && this.#upgrade(request, server)) return undefined;
+        return app.fetch(request, server);
       },
       error: () => Response.json({ error: 'internal_error' }, { status: 500 }),
       websocket: this.sockets.handlers,
       maxRequestBodySize: MAX_REQUEST_BODY_BYTES,
     });
-  }
-
-  async #loadHttp(hasTls: boolean): Promise<ReturnType<typeof createHttp>> {
-    const { createHttp } = await import('./http.ts');
-    const { page, trustProxy } = this.#config;
-    return createHttp(
-      () => this.#health,
-      page
-        ? {
-            caller: (request, peer) => this.#callers.resolve(request, peer),
-            isSecure: (headers) =>
-              hasTls ||
-              (trustProxy.by !== 'peer' &&
-                /^https\b/i.test(headers.get('x-forwarded-proto') ?? '')),
-          }
-        : undefined,
-    );
   }
 
   #upgrade(request: Request, server: BunServer): boolean {
@@ -199,15 +180,15 @@ export class RelayServer implements Relay {
   }
 
   #sweep(): void {
-    // A sweep that did its share lets others have the loop before it goes on.
+    // A sweep that did its share lets others have their turn before it goes on.
     if (this.sockets.sweep()) setImmediate(() => this.#sweep());
   }
 
   #summarise(): void {
     const summary = this.sockets.stats.sinceLast();
     if (!summary) return;
-    const { roster, pairing } = this.sockets;
-    this.#log.info('last minute', { ...summary, open: roster.size, sessions: pairing.size });
+    const { connections, pairing } = this.sockets;
+    this.#log.info('last minute', { ...summary, open: connections.size, sessions: pairing.size });
   }
 }
 

@@ -1,37 +1,34 @@
 /**
- * The relay's end of every WebSocket: Bun's events come in here, and each frame goes to what handles its kind. Wholly
- * synchronous: no frame overtakes another, and none sees half a change. Every rule has done its part before a frame is
- * sent, since a send to a socket that does not read closes it on the spot.
+ * Bun's WebSocket handlers: a frame comes in, the rules decide, an answer goes out.
+ *
+ * On one instance all of it is synchronous, so no frame overtakes another and none sees half a change. With many
+ * instances a question to Redis takes its time; meanwhile the socket's further frames wait in its queue. A send to a
+ * socket that does not read closes it on the spot, so each rule has done its part before a frame is sent.
  */
 import type { Server, WebSocketHandler } from 'bun';
+import { Connections } from './admission/connections.ts';
+import { Limits } from './admission/limits.ts';
 import { Answers } from './answers.ts';
-import { Alone, type Arbiter } from './arbiter.ts';
-import { Bootstrap, BURNT_TTL_MS, WATCH_TTL_MS } from './bootstrap/bootstrap.ts';
-import { BurntList } from './bootstrap/used-tokens.ts';
-import type { Cluster } from './cluster/cluster.ts';
+import { Bootstrap, BURNT_TTL_MS } from './bootstrap/bootstrap.ts';
+import { UsedTokens } from './bootstrap/used-tokens.ts';
+import { Watches } from './bootstrap/watches.ts';
 import type { Config } from './config.ts';
 import { type Clock, Connection } from './connection.ts';
-import { Limits } from './admission/limits.ts';
 import type { Log } from './observe/log.ts';
+import { Stats } from './observe/stats.ts';
 import { Pairing } from './pairing/pairing.ts';
+import { payloadBytes, Sessions } from './pairing/sessions.ts';
+import type { ErrorCode, RejectReason } from './wire/codes.ts';
 import {
   type ClientMessage,
   decodeBinary,
-  type ErrorCode,
   frames,
   isCanonicalData,
   type Malformed,
   parse,
 } from './wire/frames.ts';
-import { Roster } from './admission/connections.ts';
-import { Sessions } from './pairing/sessions.ts';
-import { Stats } from './observe/stats.ts';
-import { Watches } from './bootstrap/watches.ts';
 
-/** From the protocol. */
-const MAX_WATCHES_PER_SOCKET = 100;
-
-/** The window in which a socket's frames other than forwarded data are counted. */
+/** The window in which a socket's frames other than forwarded data are counted, in milliseconds. */
 const FRAME_WINDOW_MS = 10_000;
 
 /** Seconds without a byte, not even a pong, until Bun gives a connection up. It pings well before. */
@@ -40,96 +37,109 @@ const SILENCE_SECONDS = 30;
 /** Evictions that one sweep makes at most (a few milliseconds of work), so that a mass expiry stalls nobody. */
 const SWEEP_BATCH = 500;
 
+/** How many of the largest frames may wait for one socket while Redis is asked. */
+const QUEUED_FRAMES = 4;
+
 export type BunServer = Server<Connection>;
+
+/** All that the rest of the relay knows of other instances. Answers come with the error code where they are no. */
+export interface Cluster {
+  /** Whether Redis is in reach. */
+  readonly isUp: boolean;
+  /** Sockets of this instance whose session or announcement another instance owns. */
+  readonly tunnels: number;
+  /** The number of entries in each of its books. */
+  readonly books: Record<string, number>;
+  listen(target: Connection, otc: string): Promise<ErrorCode | undefined>;
+  connect(controller: Connection, otc: string): Promise<ErrorCode | undefined>;
+  watch(watcher: Connection, jti: string): Promise<ErrorCode | undefined>;
+  announce(target: Connection, jti: string, frame: string): Promise<RejectReason | undefined>;
+  /** A socket has closed: the owners of what it was in are told. */
+  closed(connection: Connection): void;
+}
+
+/** Whether frames of a socket have to wait. */
+const isWaiting = (
+  connection: Connection,
+): connection is Connection & { queue: NonNullable<Connection['queue']> } =>
+  connection.queue !== undefined;
+
+type Refusal<C> = C | undefined | Promise<C | undefined>;
 
 export class Sockets {
   readonly stats = new Stats();
-  readonly pairing: Pairing<Connection>;
-  readonly bootstrap: Bootstrap<Connection>;
-  readonly burnt: BurntList;
-  readonly roster: Roster;
+  readonly pairing: Pairing;
+  readonly bootstrap = new Bootstrap();
+  readonly used: UsedTokens;
+  readonly connections: Connections;
   readonly limits: Limits;
   readonly answers: Answers;
   readonly sessions: Sessions;
   readonly watches: Watches;
+  /** The other instances, where there are any. To be set before the first socket opens. */
+  cluster: Cluster | undefined = undefined;
   readonly #config: Config;
   readonly #now: Clock;
-  #cluster: Cluster | undefined = undefined;
-  #arbiter!: Arbiter;
 
   constructor(config: Config, log: Log, now: Clock) {
     this.#config = config;
     this.#now = now;
+    const { stats, bootstrap } = this;
     this.pairing = new Pairing(config);
-    this.burnt = new BurntList(config.maxBurnt, BURNT_TTL_MS);
-    this.bootstrap = new Bootstrap(this.burnt, WATCH_TTL_MS, MAX_WATCHES_PER_SOCKET);
-    this.roster = new Roster(config);
+    this.used = new UsedTokens(config.maxBurnt, BURNT_TTL_MS);
+    this.connections = new Connections(config);
     this.limits = new Limits(config);
-    this.answers = new Answers(config, log, this.stats);
-    this.sessions = new Sessions(this, now);
-    this.watches = new Watches(this, now);
-    this.#use(new Alone(this, now));
+    this.answers = new Answers(config, log, stats);
+    const { pairing, used, limits, connections, answers } = this;
+    this.sessions = new Sessions(pairing, limits, connections, answers, stats);
+    this.watches = new Watches(bootstrap, used, limits, connections, answers, stats);
   }
 
-  /** Makes this instance one of many. To be called before the first socket opens. */
-  join(cluster: Cluster): void {
-    this.#cluster = cluster;
-    this.#use(cluster);
-  }
-
-  /** The other instances, where there are any. */
-  get cluster(): Cluster | undefined {
-    return this.#cluster;
-  }
-
-  #use(arbiter: Arbiter): void {
-    this.#arbiter = arbiter;
-    this.sessions.arbiter = arbiter;
-    this.watches.arbiter = arbiter;
-  }
-
-  /** Sessions, and bootstraps that await their answer: what a drain waits for. */
+  /** Sessions, and announcements that await their answer: what a drain waits for. */
   get underWay(): number {
-    return this.pairing.size + this.bootstrap.asked + (this.cluster?.pipes ?? 0);
+    return this.pairing.size + this.bootstrap.unanswered + (this.cluster?.tunnels ?? 0);
   }
 
-  /** The size of everything that is remembered. */
+  /** The number of entries in everything that is remembered. */
   get books(): Record<string, number> {
     return {
-      ...this.roster.books,
+      ...this.connections.books,
       sessions: this.pairing.size,
       watches: this.bootstrap.size,
-      burnt: this.burnt.size,
+      burnt: this.used.size,
       ...this.limits.books,
       ...this.cluster?.books,
     };
   }
 
-  /** Makes a request a socket of a client's; false where it asks for no upgrade. */
+  /** Makes a request a socket of a client's. Returns false where it asks for no upgrade. */
   upgrade(server: BunServer, request: Request, client: string): boolean {
     return server.upgrade(request, { data: new Connection(client) });
   }
 
   get handlers(): WebSocketHandler<Connection> {
-    const { cluster, answers } = this;
+    const { answers } = this;
     return {
       open: (ws) => {
         ws.data.ws = ws;
         answers.guard(ws.data, () => this.#opened(ws.data));
       },
-      // Chosen once, so that a relay on its own does not ask for each frame; and guarded without a closure for each.
-      message: cluster
-        ? (ws, frame) => cluster.received(ws.data, frame)
-        : (ws, frame) => {
-            try {
-              this.#received(ws.data, frame);
-            } catch (error) {
-              answers.failed(ws.data, error);
-            }
-          },
-      // Bun has answered it already; counted, since a flood of pings costs as much as any other.
-      ping: (ws) => answers.guard(ws.data, () => void this.#isWithinFrameRate(ws.data, 0)),
-      close: cluster ? (ws) => cluster.closed(ws.data) : (ws) => this.closed(ws.data),
+      // Guarded without a closure for each frame.
+      message: ({ data: connection }, frame) => {
+        try {
+          if (connection.queue) this.#enqueue(connection, frame);
+          else this.#received(connection, frame);
+        } catch (error) {
+          answers.failed(connection, error);
+        }
+      },
+      // Bun has answered it already. It is counted, since a flood of pings costs as much as any other.
+      ping: ({ data }) => answers.guard(data, () => void this.#isWithinFrameRate(data, 0)),
+      close: ({ data: connection }) => {
+        if (!connection.queue) return this.#closed(connection);
+        connection.isGone = true;
+        connection.queue.push(undefined);
+      },
       maxPayloadLength: this.#config.maxFrameBytes,
       backpressureLimit: this.#config.maxBacklogBytes,
       closeOnBackpressureLimit: false,
@@ -141,35 +151,27 @@ export class Sockets {
   }
 
   #opened(connection: Connection): void {
-    if (this.roster.draining) {
-      this.answers.refuse(connection, 'relay_draining');
-      this.answers.close(connection, 'relay_shutting_down');
-    } else if (this.roster.admit(connection, this.#now())) {
+    const { connections, answers } = this;
+    if (connections.draining) {
+      answers.refuse(connection, 'relay_draining');
+      connection.close('relay_shutting_down');
+    } else if (connections.admit(connection, this.#now())) {
       this.stats.connectionsAccepted += 1;
-      this.answers.trace(connection, 'connected');
+      answers.trace(connection, 'connected');
     } else {
-      this.answers.close(connection, 'too_many_connections');
+      connection.close('too_many_connections');
     }
   }
 
-  /** A socket's frame, from whatever way it came. */
-  received(connection: Connection, frame: string | Buffer): void {
-    this.answers.guard(connection, () => this.#received(connection, frame));
-  }
-
-  /** A socket is closed. */
-  closed(connection: Connection): void {
+  #closed(connection: Connection): void {
     this.answers.guard(connection, () => {
-      if (!this.roster.remove(connection)) return;
-      this.letGo(connection);
+      if (!this.connections.remove(connection)) return;
+      const now = this.#now();
+      this.sessions.leave(connection, 'peer_disconnected', now);
+      this.watches.leave(connection, 'watcher_disconnected', now);
+      this.cluster?.closed(connection);
       this.answers.trace(connection, 'disconnected');
     });
-  }
-
-  /** A peer has gone, and with it all that it held; `why` is what the other side of its session is told. */
-  letGo(connection: Connection, why: ErrorCode = 'peer_disconnected'): void {
-    this.sessions.letGo(connection, why);
-    this.watches.letGo(connection);
   }
 
   #received(connection: Connection, frame: string | Buffer): void {
@@ -180,54 +182,120 @@ export class Sockets {
     const message = parse(text);
     if ('malformed' in message) return this.#malformed(connection, message);
     if (message.type === 'data') {
-      // An owner elsewhere charges the frame as it came, too.
-      if (connection.remote?.session) return connection.remote.session.send(text);
       return this.#forward(connection, frames.data(message.payload), bytes);
     }
-    if (this.#isWithinFrameRate(connection, bytes)) this.#control(connection, message);
+    if (this.#isWithinFrameRate(connection, bytes)) this.#answer(connection, message);
   }
 
-  #forward(sender: Connection, frame: string, received: number): void {
-    const refusal = this.sessions.forward(sender, frame, received);
-    if (refusal === undefined) return;
-    if (sender.remote?.session) return sender.remote.session.send(frame);
-    if (this.#isWithinFrameRate(sender, received)) this.answers.refuse(sender, refusal);
-  }
-
-  #control(connection: Connection, message: Exclude<ClientMessage, { type: 'data' }>): void {
-    if (message.type === 'bootstrap_init') {
-      const { jti, token, targetPubKey } = message;
-      const reason = this.#arbiter.init(connection, jti, frames.init(jti, token, targetPubKey));
-      if (reason) this.answers.reject(connection, jti, reason);
+  /** @param bytes Of the frame as it came. */
+  #forward(connection: Connection, frame: string, bytes: number): void {
+    const now = this.#now();
+    const { session, tunnel, client } = connection;
+    if ((session || tunnel) && !this.limits.bytes.take(client, payloadBytes(bytes), now)) {
+      if (tunnel) tunnel.abort('session_data_limit');
+      else this.sessions.overLimit(connection, now);
+    } else if (tunnel) {
+      tunnel.forward(frame, bytes);
     } else {
-      const code = this.#decide(connection, message);
-      if (code) this.answers.refuse(connection, code);
+      const refusal = this.sessions.forward(connection, frame, bytes, now);
+      if (refusal && this.#isWithinFrameRate(connection, bytes)) {
+        this.answers.refuse(connection, refusal);
+      }
     }
   }
 
-  /** @returns Why not. */
-  #decide(
+  #answer(connection: Connection, message: Exclude<ClientMessage, { type: 'data' }>): void {
+    const { answers } = this;
+    if (message.type === 'bootstrap_init') {
+      const { jti } = message;
+      this.#tell(connection, this.#announce(connection, message), (reason) =>
+        answers.reject(connection, jti, reason),
+      );
+    } else {
+      this.#tell(connection, this.#ask(connection, message), (code) =>
+        answers.refuse(connection, code),
+      );
+    }
+  }
+
+  /** Tells a refusal, at once or when it is known; until then the socket's further frames wait. */
+  #tell<C>(connection: Connection, refusal: Refusal<C>, tell: (refusal: C) => void): void {
+    if (!(refusal instanceof Promise)) {
+      if (refusal) tell(refusal);
+      return;
+    }
+    connection.queue = [];
+    void refusal
+      .then((known) => known && tell(known))
+      .catch((error: unknown) => this.answers.failed(connection, error))
+      .then(() => this.#resume(connection));
+  }
+
+  #ask(
     connection: Connection,
     message: Exclude<ClientMessage, { type: 'data' | 'bootstrap_init' }>,
-  ): ErrorCode | undefined {
+  ): Refusal<ErrorCode> {
+    const { cluster, sessions, watches } = this;
+    const now = this.#now();
     switch (message.type) {
       case 'listen':
-        return this.#arbiter.listen(connection, message.otc);
+        return cluster
+          ? cluster.listen(connection, message.otc)
+          : sessions.listen(connection, message.otc, now);
       case 'connect':
-        return this.#arbiter.connect(connection, message.otc);
+        return cluster
+          ? cluster.connect(connection, message.otc)
+          : sessions.connect(connection, message.otc, now);
       case 'done':
-        return this.#arbiter.done(connection);
+        return connection.tunnel?.done() ?? sessions.done(connection, now);
       case 'bootstrap_watch':
-        return this.#arbiter.watch(connection, message.jti);
+        return cluster
+          ? cluster.watch(connection, message.jti)
+          : watches.watch(connection, message.jti, now);
       case 'bootstrap_ack': {
         const { jti, publicKey, controllerPubKey, controllerSig } = message;
         const key = (publicKey ?? controllerPubKey) as string;
         const frame = frames.bootstrapAck(jti, key, controllerSig);
-        return this.watches.answer(connection, jti, 'acknowledged', frame);
+        return watches.answer(connection, jti, 'acknowledged', frame, now);
       }
       case 'bootstrap_reject': {
         const { jti, error = 'rejected' } = message;
-        return this.watches.answer(connection, jti, 'rejected', frames.reject(jti, error));
+        return watches.answer(connection, jti, 'rejected', frames.reject(jti, error), now);
+      }
+    }
+  }
+
+  #announce(
+    connection: Connection,
+    { jti, token, targetPubKey }: Extract<ClientMessage, { type: 'bootstrap_init' }>,
+  ): Refusal<RejectReason> {
+    const frame = frames.init(jti, token, targetPubKey);
+    if (this.cluster) return this.cluster.announce(connection, jti, frame);
+    return this.watches.announce(connection, jti, frame, this.#now());
+  }
+
+  #enqueue(connection: Connection, frame: string | Buffer): void {
+    connection.queuedBytes += frame.length;
+    if (connection.queuedBytes > QUEUED_FRAMES * this.#config.maxFrameBytes) {
+      connection.close('too_many_frames');
+    } else {
+      connection.queue?.push(frame);
+    }
+  }
+
+  /** Deals with what has come meanwhile, up to the next question. */
+  #resume(connection: Connection): void {
+    const queue = connection.queue ?? [];
+    connection.queue = undefined;
+    connection.queuedBytes = 0;
+    for (const [i, frame] of queue.entries()) {
+      if (frame === undefined) return this.#closed(connection);
+      if (!connection.isClosed) {
+        this.answers.guard(connection, () => this.#received(connection, frame));
+      }
+      if (isWaiting(connection)) {
+        connection.queue.push(...queue.slice(i + 1));
+        return;
       }
     }
   }
@@ -236,8 +304,7 @@ export class Sockets {
     if (type === 'bootstrap_init') this.answers.reject(connection, jti, code);
     else this.answers.refuse(connection, code);
     connection.malformed += 1;
-    if (connection.malformed >= this.#config.maxMalformed)
-      this.answers.close(connection, 'too_many_errors');
+    if (connection.malformed >= this.#config.maxMalformed) connection.close('too_many_errors');
   }
 
   /** A long frame counts once more for each whole KiB, since reading it costs as much. */
@@ -249,7 +316,7 @@ export class Sockets {
     }
     connection.frames += 1 + (bytes >> 10);
     if (connection.frames <= this.#config.maxControlFrames) return true;
-    this.answers.close(connection, 'too_many_frames');
+    connection.close('too_many_frames');
     return false;
   }
 
@@ -263,27 +330,33 @@ export class Sockets {
     let left = SWEEP_BATCH;
     for (const session of this.pairing.expired(now)) {
       if (left-- === 0) return true;
-      answers.guard(session.target, () => this.sessions.expire(session));
+      answers.guard(session.target, () => this.sessions.expire(session, now));
     }
     for (const watch of this.bootstrap.expired(now)) {
       if (left-- === 0) return true;
-      answers.guard(watch.watcher, () => this.watches.expire(watch));
+      answers.guard(watch.watcher, () => this.watches.expire(watch, now));
     }
-    for (const connection of this.roster.overdue(now)) {
+    for (const connection of this.connections.overdue(now)) {
       if (left-- === 0) return true;
-      answers.guard(connection, () => answers.close(connection, 'idle'));
+      answers.guard(connection, () => connection.close('idle'));
     }
     this.limits.sweep(now);
-    this.burnt.sweep(now);
+    this.used.sweep(now);
     return false;
   }
 
-  /** Closes every socket with 1001. */
+  /** Closes every socket with 1001. Whoever is in a session with one of them on another instance is told. */
   closeAll(): void {
-    for (const connection of this.roster.all()) {
+    const now = this.#now();
+    for (const connection of this.connections.all()) {
       this.answers.guard(connection, () => {
-        if (connection.session) this.sessions.end(connection.session, 'abandoned');
-        this.answers.close(connection, 'relay_shutting_down');
+        const { session } = connection;
+        if (session?.controller?.isLocal === false) {
+          this.sessions.leave(connection, 'peer_disconnected', now);
+        } else if (session) {
+          this.sessions.end(session, 'abandoned', now);
+        }
+        connection.close('relay_shutting_down');
       });
     }
   }

@@ -1,6 +1,5 @@
 /** What happens between instances when something goes wrong at a certain moment, on the simulation's clock. */
 import { describe, expect, test } from 'bun:test';
-import { costOf, MAX_WAITING_BYTES, Room } from '../src/cluster/room.ts';
 import { type Instance, SimulatedSocket, Simulation } from './simulation.ts';
 import type { Frame } from './support.ts';
 
@@ -49,21 +48,44 @@ async function across() {
   return { ...all, target, controller };
 }
 
-test('a question that is lost is answered within three seconds, and is no failed code', async () => {
+test('an owner that hangs is waited for no longer than three seconds, and that is no failed code', async () => {
   const { world, network, a, b } = await instances();
   new Party(a, 'target').send(listen);
   await world.play(50);
   const controller = new Party(b, 'controller');
-  network.vanishing = 1;
+  const inbox = network.inboxes.get(a.id)?.onMessage as (text: string) => void;
+  const redis = network.inboxes.get(a.id) as { onMessage: (text: string) => void };
+  redis.onMessage = () => {};
   controller.send(connect);
-  await world.play(1900);
+  await world.play(1500);
   expect(controller.heard).toEqual([]);
-  await world.play(1100);
+  await world.play(1500);
   expect(controller.heard.splice(0)).toEqual([error('relay_unavailable')]);
-  expect(network.redis.entries.has('amesh:codes-by:controller')).toBe(false);
+  expect(network.redis.entries.has('amesh:failed-codes:controller')).toBe(false);
+  redis.onMessage = inbox;
   controller.send(connect);
   await world.play(50);
   expect(controller.heard).toEqual([found]);
+});
+
+test('an answer that comes after its asker gave up leaves nobody alone in a session', async () => {
+  const { world, network, a, b } = await instances();
+  const target = new Party(a, 'target');
+  target.send(listen);
+  await world.play(50);
+  const redis = network.inboxes.get(a.id) as { onMessage: (text: string) => void };
+  const inbox = redis.onMessage;
+  const late: string[] = [];
+  redis.onMessage = (text) => void late.push(text);
+  const controller = new Party(b, 'controller');
+  controller.send(connect);
+  await world.play(3000);
+  expect(controller.heard).toEqual([error('relay_unavailable')]);
+  redis.onMessage = inbox;
+  for (const text of late.slice(0, 1)) inbox(text);
+  await world.play(100);
+  expect(target.heard).toEqual([open, found, error('peer_disconnected')]);
+  expect(a.sockets.pairing.size).toBe(0);
 });
 
 test('a code is its owner’s for as long as the pairing lasts', async () => {
@@ -85,7 +107,12 @@ test('whose code another instance has taken meanwhile is told', async () => {
   const target = new Party(a, 'target');
   target.send(listen);
   await world.play(50);
-  network.redis.entries.set(`amesh:code:${OTC}`, { value: 'i2.1', times: [], until: Infinity });
+  network.redis.entries.set(`amesh:code:${OTC}`, {
+    value: 'i2.1',
+    times: [],
+    members: new Map(),
+    until: Infinity,
+  });
   a.cutOff();
   await world.play(1500);
   expect(target.heard).toEqual([open, error('relay_unavailable')]);
@@ -127,18 +154,17 @@ test('what has outlived its time is out of the way before the sweeper comes', as
 });
 
 describe('while a question is under way', () => {
-  test('frames wait, up to a backlog', async () => {
+  test('frames wait, up to four of the longest', async () => {
     const { world, a } = await instances();
     const within = new Party(a, 'within');
     const beyond = new Party(a, 'beyond');
     within.send(listen);
     beyond.send({ ...listen, otc: '000000' });
-    for (let i = 0; i < 16; i += 1) within.send(data('x'.repeat(60_000)));
-    for (let i = 0; i < 18; i += 1) beyond.send(data('x'.repeat(60_000)));
+    for (let i = 0; i < 4; i += 1) within.send(data('x'.repeat(60_000)));
+    for (let i = 0; i < 5; i += 1) beyond.send(data('x'.repeat(60_000)));
     expect([within.code, beyond.code]).toEqual([undefined, 1008]);
     await world.play(50);
     expect(within.heard.slice(0, 2)).toEqual([open, error('peer_not_connected')]);
-    expect(a.sockets.cluster?.books.waitingBytes).toBe(0);
   });
 
   test('what waits behind the frame that ends a connection is not heard', async () => {
@@ -179,27 +205,32 @@ test('a fault on one side of a link ends that connection alone, and is logged as
 test('what no instance says is believed by none, and ends nothing', async () => {
   const { world, network, a, target, controller } = await across();
   const object = { toString: 1, valueOf: 1 };
-  for (const forged of [
-    [object, 1, 0, []],
-    [[object], 1, 0, []],
-    ['i9', object, 0, []],
-    ['i9', 1, '0', []],
-    ['i9', 1, 0, object],
-    ['i9', 1, 0, [['owner', 1]]],
-    ['i9', 1, 0, [['owner', 1, null]]],
-    ['i9', 1, 0, [['edge', object, ['yes']]]],
-    ['i9', 1, 0, ['owner']],
-    ['i9', 1, 0, [['owner', 1, ['connect', 7, 'x']]]],
-    ['i9', 1, 0, [['owner', 1, ['init', 'bt_1', 'x', object]]]],
+  const forgeries = [
+    [object, []],
+    [[object], []],
+    ['i9', object],
+    ['i9', [['connect', 1]]],
+    ['i9', [['owner', ['connect', 1]]]],
+    ['i9', [['owner', ['data', 1, null, 1]]]],
+    ['i9', [['owner', ['data', object, 'x', 1]]]],
+    ['i9', [['owner', ['connect', 1, 7, 'x']]]],
+    ['i9', [['owner', ['announce', 1, 'x', 'i1.1', object]]]],
+    ['i9', [['owner', ['frame', 1, 'x']]]],
+    ['i9', [['socket', ['close', 1, 'toString']]]],
+    ['i9', [['owner', ['abort', 1, 'idle']]]],
+    ['i9', ['over']],
     object,
     null,
-  ]) {
-    network.publish('amesh:to:i1', JSON.stringify(forged));
-    network.publish('amesh:to:i1', `[${JSON.stringify(forged)}`);
+  ];
+  for (const forged of forgeries) {
+    network.publish('i1', JSON.stringify(forged));
+    network.publish('i1', `[${JSON.stringify(forged)}`);
   }
   await world.play(100);
-  expect(a.log.lines.filter((line) => line.includes('could not be understood')).length).toBe(26);
-  expect(a.sockets.cluster?.books).toMatchObject({ instances: 1, fars: 1 });
+  expect(a.log.lines.filter((line) => line.includes('not understood')).length).toBe(
+    2 * forgeries.length,
+  );
+  expect(a.sockets.cluster?.books).toMatchObject({ guests: 1, tunnels: 0 });
   controller.send(data('undisturbed'));
   await world.play(50);
   expect(target.heard).toEqual([data('undisturbed')]);
@@ -220,9 +251,11 @@ test('an answer that is none of the protocol’s is repeated to nobody', async (
   }
   new Party(a, 'target').send(listen);
   await world.play(50);
-  a.sockets.pairing.join = () => 'HOSTILE' as 'otc_not_found';
+  (network.inboxes.get(a.id) as { onMessage: unknown }).onMessage = () => {};
   const controller = new Party(b, 'controller');
   controller.send(connect);
+  await world.play(20);
+  network.publish(b.id, JSON.stringify([a.id, [['socket', ['refused', 1, 'HOSTILE']]]]));
   await world.play(50);
   expect(controller.heard).toEqual([error('relay_unavailable')]);
   for (const { log, sockets } of [a, b]) {
@@ -231,65 +264,56 @@ test('an answer that is none of the protocol’s is repeated to nobody', async (
   }
 });
 
-test.each(['controller', 'target'] as const)(
-  'a %s’s flood across instances ends its own pairings, and no other',
-  async (side) => {
-    const { world, a, b, target, controller } = await across();
-    const pairs: Record<typeof side, Party>[] = [];
-    for (const otc of ['000000', '000001', '000002']) {
-      const pair = { target: new Party(a, 'one of many'), controller: new Party(b, 'controller') };
-      if (side === 'controller') pair.controller = new Party(b, 'flooder');
-      else pair.target = new Party(a, 'flooder');
-      pair.target.send({ ...listen, otc });
-      await world.play(50);
-      pair.controller.send({ ...connect, otc });
-      await world.play(50);
-      pairs.push(pair);
-    }
-    for (const pair of pairs) {
-      for (let i = 0; i < 80; i += 1) pair[side].send(data('x'.repeat(60_000)));
-    }
-    controller.send(data('in between'));
-    const long = 'and back '.repeat(7000);
-    target.send(data(long));
-    await world.play(200);
-    expect(pairs.map((pair) => pair[side].code)).toEqual([undefined, undefined, 4004]);
-    const other = side === 'target' ? 'controller' : 'target';
-    expect(
-      pairs.map((pair) => pair[other].heard.filter(({ type }) => type === 'data').length),
-    ).toEqual([80, 80, expect.any(Number)]);
-    expect([target.heard, controller.heard]).toEqual([[data('in between')], [data(long)]]);
-    controller.send(data('on a line that is cut'));
-    b.cutOff();
-    await world.play(2000);
-    for (const { sockets } of [a, b]) expect(sockets.cluster?.books.waitingBytes).toBe(0);
-  },
-);
+test('a flood across instances ends the flooder’s own session, and no other', async () => {
+  const { world, a, b, target, controller } = await across();
+  const flooded = new Party(a, 'flooded');
+  const flooder = new Party(b, 'flooder');
+  flooded.send({ ...listen, otc: '000000' });
+  await world.play(50);
+  flooder.send({ ...connect, otc: '000000' });
+  await world.play(50);
+  for (let i = 0; i < 100; i += 1) flooder.send(data('x'.repeat(60_000)));
+  controller.send(data('in between'));
+  const long = 'and back '.repeat(7000);
+  target.send(data(long));
+  await world.play(200);
+  expect([flooded.code, flooder.code]).toEqual([4003, 4003]);
+  expect(flooder.heard).toEqual([found, error('session_data_limit')]);
+  expect([target.heard, controller.heard]).toEqual([[data('in between')], [data(long)]]);
+  for (const { sockets } of [a, b]) expect(sockets.cluster?.books.waitingBytes).toBe(0);
+});
 
-test('the room where frames wait has a share for each client, and an end', () => {
-  let now = 0;
-  const limits = { maxSessionBytes: 5 * 2 ** 20, maxSessionFrames: 0 };
-  const room = new Room(limits, () => now);
-  const cost = costOf('x'.repeat(65_470));
-  const fill = (client: string): number => {
-    let entered = 0;
-    while (entered < 2000 && room.enter(client, cost)) entered += 1;
-    return entered;
-  };
-  const share = fill('one');
-  expect(share).toBe(80);
-  for (let i = 0; i < share; i += 1) room.leave(cost);
-  expect([room.used, room.clients, fill('one')]).toEqual([0, 1, 0]);
-  now += 1000;
-  expect(fill('one')).toBe(1024 / 64);
-  let clients = 1;
-  while (clients < 100 && fill(`c${clients}`) > 0) clients += 1;
-  expect(room.used).toBe(MAX_WAITING_BYTES);
-  expect(clients).toBeGreaterThan(10);
-  now += 4999;
-  room.sweep();
-  expect(room.clients).toBeGreaterThan(0);
-  now += 1;
-  room.sweep();
-  expect(room.clients).toBe(0);
+test('what waits for Redis is bounded: beyond it a pairing ends with 4004', async () => {
+  const { world, network, a, b } = await instances();
+  const pairs: [Party, Party][] = [];
+  for (let i = 0; i < 20; i += 1) {
+    const otc = String(i).padStart(6, '0');
+    const pair: [Party, Party] = [new Party(a, `target ${i}`), new Party(b, `controller ${i}`)];
+    pair[0].send({ ...listen, otc });
+    await world.play(20);
+    pair[1].send({ ...connect, otc });
+    await world.play(20);
+    pairs.push(pair);
+  }
+  network.stalledUntil = world.now + 500;
+  for (const [, controller] of pairs) {
+    for (let i = 0; i < 80; i += 1) controller.send(data('x'.repeat(60_000)));
+  }
+  await world.play(1000);
+  const codes = pairs.map(([, controller]) => controller.code);
+  expect(codes.filter((code) => code === 4004).length).toBeGreaterThan(0);
+  expect(codes.filter((code) => code === undefined).length).toBeGreaterThan(0);
+  // Both sides of each end alike.
+  expect(pairs.map(([target]) => target.code)).toEqual(codes);
+  expect(b.sockets.cluster?.books.waitingBytes).toBe(0);
+});
+
+test('a controller and the owner’s target leave in one breath, and hear of it as on one instance', async () => {
+  const { world, a, target, controller } = await across();
+  controller.send({ type: 'done' });
+  controller.send(listen);
+  await world.play(100);
+  expect(target.heard).toEqual([{ type: 'done' }]);
+  expect(controller.heard).toEqual([open]);
+  expect(a.sockets.pairing.size).toBe(0);
 });

@@ -131,7 +131,9 @@ test('says where it listens, with the real port, and is there', async () => {
   const { listening, lines, url } = await serve();
   expect(listening.port).toBeGreaterThan(0);
   expect(url).toBe(`ws://127.0.0.1:${String(listening.port)}/ws`);
-  expect(await (await fetch(String(listening.health))).text()).toBe('{"status":"ok","sessions":0}');
+  expect(await (await fetch(String(listening.health))).text()).toBe(
+    '{"status":"ok","sessions":0}\n',
+  );
   await until(() => lines.length === 2, 'the settings are there');
   expect(lines[1]).toMatchObject({ msg: 'settings', sessionTtlMs: 30_000, maxConnections: 10_000 });
 });

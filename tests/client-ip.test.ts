@@ -1,6 +1,10 @@
 import { describe, expect, test } from 'bun:test';
-import { parseAddress } from '../src/admission/address.ts';
-import { CallerResolver, parseProxyRule, type ProxyRule } from '../src/admission/client-address.ts';
+import {
+  CallerResolver,
+  parseAddress,
+  parseProxyRule,
+  type ProxyRule,
+} from '../src/admission/client-address.ts';
 
 test.each([
   ['', { by: 'peer' }],
@@ -37,6 +41,9 @@ test.each([
   ['[2001:db8::1]', '2001:db8::1'],
   ['::ffff:203.0.113.42', '203.0.113.42'],
   ['[::ffff:cb00:712a]:80', '203.0.113.42'],
+  ['64:ff9b::203.0.113.42', '203.0.113.42'],
+  ['64:ff9b::cb00:712a', '203.0.113.42'],
+  ['64:ff9b:1::cb00:712a', '64:ff9b:1::cb00:712a'],
   ['a:b', undefined],
   ['', undefined],
   ['unknown', undefined],
@@ -50,6 +57,7 @@ test.each([
   ['[1.2.3.4', undefined],
   ['2001:db8::1]:443', undefined],
   ['example.com', undefined],
+  [`${' '.repeat(100)}1.2.3.4`, undefined],
 ])('the address %p', (text, address) => {
   expect(parseAddress(text)?.toString()).toBe(address as string);
 });
@@ -77,6 +85,10 @@ describe('who is calling', () => {
     ['hops:3', chain, '192.0.2.1', 'peer'],
     ['hops:4', chain, '192.0.2.1', 'peer'],
     ['hops:1', {}, '192.0.2.1', 'peer'],
+    ['hops:2', { 'x-forwarded-for': ',198.51.100.7' }, '192.0.2.1', 'peer'],
+    ['hops:1', { 'x-forwarded-for': ' 198.51.100.7 ' }, '198.51.100.7', 'x-forwarded-for'],
+    ['hops:3', { 'x-forwarded-for': '1.1.1.1,1.1.1.1,1.1.1.1,' }, '1.1.1.1', 'x-forwarded-for'],
+    ['hops:3', { 'x-forwarded-for': '1.1.1.1,' }, '192.0.2.1', 'peer'],
     ['header:X-Real-IP', { 'x-real-ip': '203.0.113.9' }, '203.0.113.9', 'x-real-ip'],
     ['header:X-Real-IP', { 'x-real-ip': '203.0.113.9, 203.0.113.10' }, '192.0.2.1', 'peer'],
     ['header:X-Real-IP', chain, '192.0.2.1', 'peer'],

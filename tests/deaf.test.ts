@@ -1,4 +1,4 @@
-/** A socket that does not read is closed at the first word to it, and what would have followed is undone. */
+/** A socket that does not read is closed with the first frame to it, and whoever it was with is told. */
 import { expect, test } from 'bun:test';
 import type { ServerWebSocket } from 'bun';
 import { readOptions } from '../src/config.ts';
@@ -9,6 +9,7 @@ import { memoryLog } from './support.ts';
 /** A relay without a listener, and sockets that take as many frames as they are told to. */
 function relay() {
   let now = 0;
+  const topics = new Map<string, Set<{ sendText: (frame: string) => number }>>();
   const sockets = new Sockets(readOptions({}), memoryLog(), () => now);
   const { handlers } = sockets;
   const connect = (takes: number) => {
@@ -20,9 +21,18 @@ function relay() {
         if (heard.length >= takes) return 0;
         return heard.push(frame);
       },
-      publishText: () => 1,
-      subscribe: () => {},
-      unsubscribe: () => {},
+      publishText(topic: string, frame: string) {
+        let sent = 0;
+        for (const other of topics.get(topic) ?? [])
+          if (other !== ws) sent += other.sendText(frame);
+        return sent;
+      },
+      subscribe(topic: string) {
+        topics.set(topic, (topics.get(topic) ?? new Set()).add(ws));
+      },
+      unsubscribe(topic: string) {
+        topics.get(topic)?.delete(ws);
+      },
       close(code: number) {
         ws.code = code;
         void handlers.close?.(ws as unknown as ServerWebSocket<Connection>, code, '');
@@ -39,15 +49,30 @@ function relay() {
   return { sockets, connect, pass };
 }
 
-test('a controller that does not hear of its peer is gone, and the target hears nothing of it', () => {
+test('a controller that does not read is closed, and the target hears that it came and left', () => {
   const { sockets, connect } = relay();
   const target = connect(9);
   target.say({ type: 'listen', otc: '482916' });
   const deaf = connect(0);
   deaf.say({ type: 'connect', otc: '482916' });
   expect(deaf.ws.code).toBe(4004);
-  expect(target.heard.map((frame) => (JSON.parse(frame) as { type: string }).type)).toEqual([
-    'ack',
+  expect(target.heard.map((frame) => JSON.parse(frame) as object)).toEqual([
+    { type: 'ack', message: 'session_open' },
+    { type: 'peer_found' },
+    { type: 'error', code: 'peer_disconnected' },
+  ]);
+  expect(sockets.books).toMatchObject({ connections: 1, sessions: 0 });
+});
+
+test('a target that does not read is closed, and the controller is told so and nothing else', () => {
+  const { sockets, connect } = relay();
+  const deaf = connect(1);
+  deaf.say({ type: 'listen', otc: '482916' });
+  const controller = connect(9);
+  controller.say({ type: 'connect', otc: '482916' });
+  expect(deaf.ws.code).toBe(4004);
+  expect(controller.heard.map((frame) => JSON.parse(frame) as object)).toEqual([
+    { type: 'error', code: 'peer_disconnected' },
   ]);
   expect(sockets.books).toMatchObject({ connections: 1, sessions: 0 });
 });

@@ -1,5 +1,6 @@
-import { expect, test } from 'bun:test';
-import { startRelay } from './support.ts';
+import { describe, expect, test } from 'bun:test';
+import { pathOf } from '../src/http.ts';
+import { startRelay, within } from './support.ts';
 
 const UPGRADE = {
   connection: 'Upgrade',
@@ -8,24 +9,65 @@ const UPGRADE = {
   'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==',
 };
 
+/** Sends text over TCP; resolves to what comes back, up to the end of the headers or of the connection. */
+async function raw(port: number, text: string, end: string): Promise<string> {
+  const answered = Promise.withResolvers<string>();
+  let answer = '';
+  const socket = await Bun.connect({
+    hostname: '127.0.0.1',
+    port,
+    socket: {
+      data(_socket, bytes) {
+        answer += bytes.toString();
+        if (answer.includes(end)) answered.resolve(answer);
+      },
+      close: () => answered.resolve(answer),
+    },
+  });
+  socket.write(text);
+  const all = await within(answered.promise, 'an answer');
+  socket.end();
+  return all;
+}
+
 test('health is exactly two fields, and counts sessions', async () => {
   const relay = await startRelay();
   const get = async () => (await fetch(`${relay.http}/health`)).text();
-  expect(await get()).toBe('{"status":"ok","sessions":0}');
+  expect(await get()).toBe('{"status":"ok","sessions":0}\n');
   await relay.pair();
-  expect(await get()).toBe('{"status":"ok","sessions":1}');
+  expect(await get()).toBe('{"status":"ok","sessions":1}\n');
+});
+
+test('livez answers while the relay drains, when health is 503', async () => {
+  const relay = await startRelay();
+  const { target } = await relay.pair();
+  const stopped = relay.server.stop({ drain: true });
+  const health = await fetch(`${relay.http}/health`);
+  expect([health.status, await health.text()]).toEqual([
+    503,
+    '{"status":"draining","sessions":1}\n',
+  ]);
+  const alive = await fetch(`${relay.http}/livez`);
+  expect([alive.status, await alive.text()]).toEqual([200, '{"status":"alive"}\n']);
+  target.send({ type: 'done' });
+  await stopped;
 });
 
 test.each([
   ['GET', '/health', 200],
   ['HEAD', '/health', 200],
   ['GET', '/health?x=1', 200],
+  ['GET', '//health', 200],
   ['POST', '/health', 405],
   ['DELETE', '/health', 405],
   ['PROPFIND', '/health', 405],
+  ['POST', '/livez', 405],
+  ['POST', '/', 405],
   ['GET', '/ws', 400],
+  ['GET', '//ws', 400],
   ['HEAD', '/ws', 400],
   ['POST', '/ws', 405],
+  ['OPTIONS', '/ws', 405],
   ['GET', '/health/', 404],
   ['GET', '/wss', 404],
   ['GET', '/metrics', 404],
@@ -37,9 +79,89 @@ test.each([
   const response = await fetch(relay.http + path, { method });
   expect(response.status).toBe(status);
   expect(response.headers.get('content-type')).toContain('application/json');
+  expect(response.headers.get('allow')).toBe(status === 405 ? 'GET, HEAD' : null);
   for (const name of ['server', 'x-powered-by', 'via'])
     expect(response.headers.has(name)).toBe(false);
   if (method !== 'HEAD') expect(await response.json()).toBeObject();
+});
+
+test('a path that is too long is 414, whatever it begins with', async () => {
+  const relay = await startRelay();
+  for (const path of [`/${'x'.repeat(256)}`, `${'/'.repeat(300)}health`, '/'.repeat(14_000)]) {
+    const answer = await raw(relay.port, `GET ${path} HTTP/1.1\r\nHost: a\r\n\r\n`, '}\n');
+    expect(answer).toStartWith('HTTP/1.1 414 ');
+  }
+  expect((await fetch(`${relay.http}/${'x'.repeat(255)}`)).status).toBe(404);
+  expect((await fetch(`${relay.http}/health?${'x'.repeat(5000)}`)).status).toBe(200);
+});
+
+test.each([
+  ['http://relay.test/health', '/health'],
+  ['https://relay.test:8443/ws?token=/a//b', '/ws'],
+  ['http://[::1]:3001//ws', '/ws'],
+  ['http://relay.test', ''],
+  ['http://relay.test?x', ''],
+  ['/health', '/health'],
+  ['///health?x', '/health'],
+  ['//relay.test/health', '/relay.test/health'],
+  ['/health#x', '/health'],
+])('the path of %s is %p', (url, path) => {
+  expect(pathOf({ url })).toBe(path);
+});
+
+describe('a request that is unusual in its first lines', () => {
+  test.each([
+    ['of HTTP/1.0 without a Host', 'GET PATH HTTP/1.0\r\n'],
+    ['of HTTP/1.0 with one', 'GET PATH HTTP/1.0\r\nHost: relay.test\r\n'],
+    ['with an empty Host', 'GET PATH HTTP/1.1\r\nHost:\r\n'],
+    ['with a Host that is none', 'GET PATH HTTP/1.1\r\nHost: a b/c\r\n'],
+    ['with an absolute target', 'GET http://other.test:80PATH HTTP/1.1\r\nHost: relay.test\r\n'],
+    ['with an absolute target and no Host', 'GET http://other.testPATH HTTP/1.0\r\n'],
+    ['with doubled slashes', 'GET /PATH HTTP/1.1\r\nHost: relay.test\r\n'],
+  ])('%s gets its health and its WebSocket', async (_what, head) => {
+    const relay = await startRelay();
+    const health = await raw(relay.port, `${head.replace('PATH', '/health')}\r\n`, '}\n');
+    expect(health).toStartWith('HTTP/1.1 200 ');
+    expect(health).toEndWith('{"status":"ok","sessions":0}\n');
+    const fields = Object.entries(UPGRADE).map(([name, value]) => `${name}: ${value}\r\n`);
+    const upgrade = `${head.replace('PATH', '/ws')}${fields.join('')}\r\n`;
+    expect(await raw(relay.port, upgrade, '\r\n\r\n')).toStartWith('HTTP/1.1 101 ');
+  });
+});
+
+test('HEAD tells the length that GET would have', async () => {
+  const relay = await startRelay();
+  for (const path of ['/health', '/livez', '/', '/nope']) {
+    const { length } = await (await fetch(relay.http + path)).bytes();
+    const answer = await raw(
+      relay.port,
+      `HEAD ${path} HTTP/1.1\r\nHost: ${relay.http.slice(7)}\r\n\r\n`,
+      '\r\n\r\n',
+    );
+    expect(answer.toLowerCase()).toContain(`content-length: ${length}\r\n`);
+    expect(answer).toEndWith('\r\n\r\n');
+  }
+});
+
+test('a page on another site may read what is public, and no more', async () => {
+  const relay = await startRelay();
+  const origin = 'https://status.example.com';
+  const allowed = async (path: string, method = 'GET'): Promise<string | null> => {
+    const response = await fetch(relay.http + path, { method, headers: { origin } });
+    return response.headers.get('access-control-allow-origin');
+  };
+  for (const path of ['/health', '/livez', '/']) {
+    expect(await allowed(path)).toBe('*');
+    const preflight = await fetch(relay.http + path, {
+      method: 'OPTIONS',
+      headers: { origin, 'access-control-request-method': 'GET' },
+    });
+    expect(preflight.status).toBe(204);
+    expect(preflight.headers.get('access-control-allow-methods')).toBe('GET,HEAD');
+    expect(preflight.headers.has('access-control-allow-credentials')).toBe(false);
+  }
+  expect(await allowed('/ws')).toBeNull();
+  expect(await allowed('/nope')).toBeNull();
 });
 
 test('/ws says what a request lacks that is no upgrade', async () => {

@@ -83,7 +83,7 @@ test('imports under Bun, and works', async () => {
     const error: unknown = await createRelayServer({ prot: 1 }).catch((reason: unknown) => reason);
     console.log(error instanceof ConfigError);`,
   );
-  expect(await succeed(['bun', 'use.ts'])).toBe('{"status":"ok","sessions":0}\ntrue\n');
+  expect(await succeed(['bun', 'use.ts'])).toBe('{"status":"ok","sessions":0}\n\ntrue\n');
 });
 
 test('the client imports wherever there is a WebSocket', async () => {

@@ -1,14 +1,12 @@
 import { describe, expect, test } from 'bun:test';
-import { type Paired, Pairing, type Session } from '../src/pairing/pairing.ts';
+import type { Session } from '../src/peer.ts';
+import { Pairing } from '../src/pairing/pairing.ts';
+import { SilentPeer as Peer } from './peer.ts';
 
 const TTL = 30_000;
 
-class Peer implements Paired<Peer> {
-  session: Session<Peer> | undefined;
-}
-
-function create(limits = {}): Pairing<Peer> {
-  return new Pairing<Peer>({
+function create(limits = {}): Pairing {
+  return new Pairing({
     sessionTtlMs: TTL,
     maxSessions: 10,
     maxSessionBytes: 100,
@@ -18,15 +16,10 @@ function create(limits = {}): Pairing<Peer> {
 }
 
 /** A session that waits, or is paired, since `at`. */
-function session(
-  pairing: Pairing<Peer>,
-  otc: string,
-  at: number,
-  controller?: Peer,
-): Session<Peer> {
+function session(pairing: Pairing, otc: string, at: number, controller?: Peer): Session {
   const opened = pairing.open(new Peer(), otc, at);
   if (typeof opened === 'string') throw new Error(opened);
-  if (controller) pairing.join(controller, otc, at);
+  if (controller) pairing.join(controller, opened, at);
   return opened;
 }
 
@@ -34,14 +27,15 @@ describe('opening and joining', () => {
   test('a target waits, a controller joins, and both hold the session', () => {
     const pairing = create();
     const [target, controller] = [new Peer(), new Peer()];
-    const opened = pairing.open(target, '000001', 5);
-    expect(opened).toMatchObject({ otc: '000001', openedAt: 5, stageAt: 5, bytes: 0 });
+    const opened = pairing.open(target, '000001', 5) as Session;
+    expect(opened).toMatchObject({ otc: '000001', openedAt: 5, bytes: 0 });
     expect([pairing.waiting, pairing.paired, pairing.size]).toEqual([1, 0, 1]);
-    expect(pairing.join(controller, '000001', 9)).toBe(opened as Session<Peer>);
-    expect(opened).toMatchObject({ openedAt: 5, stageAt: 9 });
+    expect(pairing.find('000001')).toBe(opened);
+    expect(pairing.join(controller, opened, 9)).toBeUndefined();
+    expect(opened).toMatchObject({ openedAt: 5, pairedAt: 9, activeAt: 9 });
     expect([pairing.waiting, pairing.paired, pairing.size]).toEqual([0, 1, 1]);
-    expect(target.session).toBe(opened as Session<Peer>);
-    expect(controller.session).toBe(opened as Session<Peer>);
+    expect(target.session).toBe(opened);
+    expect(controller.session).toBe(opened);
   });
 
   test('who may do what on a code, by the state of it', () => {
@@ -65,31 +59,30 @@ describe('opening and joining', () => {
     };
     const answers = Object.entries(states).map(([state, make]) => {
       const opened = make().open(new Peer(), '000001', 1);
-      const joined = make().join(new Peer(), '000001', 1);
-      return [
-        state,
-        typeof opened === 'string' ? opened : 'ok',
-        typeof joined === 'string' ? joined : 'ok',
-      ];
+      const pairing = make();
+      const found = pairing.find('000001');
+      const joined = found ? (pairing.join(new Peer(), found, 1) ?? 'ok') : 'not found';
+      return [state, typeof opened === 'string' ? opened : 'ok', joined];
     });
     expect(answers).toEqual([
-      ['free', 'ok', 'otc_not_found'],
+      ['free', 'ok', 'not found'],
       ['waiting', 'otc_in_use', 'ok'],
       ['paired', 'otc_in_use', 'peer_already_connected'],
-      ['ended', 'ok', 'otc_not_found'],
+      ['ended', 'ok', 'not found'],
     ]);
   });
 
   test('a peer is in at most one session, and the second attempt harms nothing', () => {
     const pairing = create();
-    const { target } = session(pairing, '000001', 0);
-    session(pairing, '000002', 0);
+    const first = session(pairing, '000001', 0);
+    const { target } = first;
+    const second = session(pairing, '000002', 0);
     expect(pairing.open(target, '000003', 1)).toBe('already_in_session');
-    expect(pairing.join(target, '000002', 1)).toBe('already_in_session');
-    expect(pairing.join(target, '000001', 1)).toBe('already_in_session');
+    expect(pairing.join(target, second, 1)).toBe('already_in_session');
+    expect(pairing.join(target, first, 1)).toBe('already_in_session');
     expect(pairing.size).toBe(2);
     expect(target.session?.otc).toBe('000001');
-    expect(pairing.join(new Peer(), '000002', 1)).toMatchObject({ otc: '000002' });
+    expect(pairing.join(new Peer(), second, 1)).toBeUndefined();
   });
 
   test('the number of sessions is bounded, and an ended one makes room', () => {
@@ -107,26 +100,26 @@ describe('carrying', () => {
     const pairing = create();
     const controller = new Peer();
     const { target } = session(pairing, '000001', 0, controller);
-    expect(pairing.carry(target, 60)).toMatchObject({ bytes: 60 });
-    expect(pairing.carry(controller, 41)).toBe('session_data_limit');
-    expect(pairing.carry(controller, 40)).toMatchObject({ bytes: 100 });
-    expect(pairing.carry(target, 0)).toMatchObject({ bytes: 100 });
-    expect(pairing.carry(target, 1)).toBe('session_data_limit');
+    expect(pairing.carry(target, 60, 0)).toMatchObject({ bytes: 60 });
+    expect(pairing.carry(controller, 41, 0)).toBe('session_data_limit');
+    expect(pairing.carry(controller, 40, 0)).toMatchObject({ bytes: 100 });
+    expect(pairing.carry(target, 0, 0)).toMatchObject({ bytes: 100 });
+    expect(pairing.carry(target, 1, 0)).toBe('session_data_limit');
   });
 
   test('counts frames too, since an empty one costs no byte', () => {
     const pairing = create({ maxSessionFrames: 2 });
     const controller = new Peer();
     const { target } = session(pairing, '000001', 0, controller);
-    expect(pairing.carry(target, 0)).toMatchObject({ frames: 1 });
-    expect(pairing.carry(controller, 0)).toMatchObject({ frames: 2 });
-    expect(pairing.carry(target, 0)).toBe('session_data_limit');
+    expect(pairing.carry(target, 0, 0)).toMatchObject({ frames: 1 });
+    expect(pairing.carry(controller, 0, 0)).toMatchObject({ frames: 2 });
+    expect(pairing.carry(target, 0, 0)).toBe('session_data_limit');
   });
 
   test('needs a session, and a controller in it', () => {
     const pairing = create();
-    expect(pairing.carry(new Peer(), 1)).toBe('no_session');
-    expect(pairing.carry(session(pairing, '000001', 0).target, 1)).toBe('peer_not_connected');
+    expect(pairing.carry(new Peer(), 1, 0)).toBe('no_session');
+    expect(pairing.carry(session(pairing, '000001', 0).target, 1, 0)).toBe('peer_not_connected');
   });
 });
 
@@ -142,8 +135,8 @@ describe('ending', () => {
       0,
     ]);
     const second = session(pairing, '000001', 0, new Peer());
-    expect(pairing.carry(first.target, 1)).toBe('no_session');
-    expect(pairing.carry(controller, 1)).toBe('no_session');
+    expect(pairing.carry(first.target, 1, 0)).toBe('no_session');
+    expect(pairing.carry(controller, 1, 0)).toBe('no_session');
     expect(second.target.session).toBe(second);
     expect(pairing.size).toBe(1);
   });
@@ -164,19 +157,36 @@ describe('expiry', () => {
   test.each(table)('%s', (_what, waitedSince, pairedSince, isOver) => {
     const now = 1_000_000;
     const pairing = create();
-    session(pairing, '000001', now - waitedSince);
-    if (pairedSince !== undefined) pairing.join(new Peer(), '000001', now - pairedSince);
+    const only = session(pairing, '000001', now - waitedSince);
+    if (pairedSince !== undefined) pairing.join(new Peer(), only, now - pairedSince);
     expect([...pairing.expired(now)].map(({ otc }) => otc)).toEqual(isOver ? ['000001'] : []);
-    expect(pairing.stale('000001', now)?.otc).toBe(isOver ? '000001' : undefined);
-    expect(pairing.stale('000002', now)).toBeUndefined();
+    expect(pairing.isOver(only, now)).toBe(isOver);
   });
 
-  test('meets exactly those whose time is up, oldest first of each stage, and looks at no other', () => {
+  test('each frame starts the clock of a pairing again, up to ten times the time to live', () => {
+    const pairing = create({ maxSessionBytes: 1_000_000 });
+    const only = session(pairing, '000001', 0, new Peer());
+    const ends: number[] = [];
+    for (let now = 0; now < 10 * TTL; now += 1000) {
+      if (now < 5000 || now > 100_000) pairing.carry(only.target, 1, now);
+      if ([...pairing.expired(now)].length > 0) ends.push(now);
+    }
+    // Silent from 4 s on, it is over at 34 s. Nobody ended it here, so it stays over until the next frame.
+    expect([ends[0], ends.at(-1)]).toEqual([34_000, 100_000]);
+    expect(pairing.isOver(only, 10 * TTL - 1)).toBe(false);
+    pairing.carry(only.target, 1, 10 * TTL - 1);
+    expect(pairing.isOver(only, 10 * TTL)).toBe(true);
+    expect([...pairing.expired(10 * TTL)]).toEqual([only]);
+  });
+
+  test('meets exactly those whose time is up, oldest first of those that wait', () => {
     const pairing = create();
     const ages = { '000001': 50, '000002': 40, '000003': 35, '000004': 20, '000005': 10 };
-    for (const [otc, age] of Object.entries(ages)) session(pairing, otc, 100_000 - age * 1000);
-    pairing.join(new Peer(), '000001', 100_000 - 31_000);
-    pairing.join(new Peer(), '000002', 100_000 - 29_000);
+    const sessions = Object.entries(ages).map(([otc, age]) =>
+      session(pairing, otc, 100_000 - age * 1000),
+    );
+    pairing.join(new Peer(), sessions[0] as Session, 100_000 - 31_000);
+    pairing.join(new Peer(), sessions[1] as Session, 100_000 - 29_000);
     const met: string[] = [];
     for (const over of pairing.expired(100_000)) {
       met.push(over.otc);
@@ -185,5 +195,20 @@ describe('expiry', () => {
     expect(met).toEqual(['000003', '000001']);
     expect(pairing.size).toBe(3);
     expect([...pairing.expired(100_000)]).toEqual([]);
+  });
+
+  test('a busy pairing is met within the second in which its time is up', () => {
+    const pairing = create({ maxSessionBytes: 1_000_000 });
+    const sessions = ['000001', '000002'].map((otc) => session(pairing, otc, 0, new Peer()));
+    const metAt: Record<string, number> = {};
+    for (let now = 0; now < 120_000; now += 1000) {
+      if (now < 45_000) pairing.carry((sessions[0] as Session).target, 1, now);
+      if (now === 7000) pairing.carry((sessions[1] as Session).target, 1, now + 500);
+      for (const over of pairing.expired(now)) {
+        metAt[over.otc] = now;
+        pairing.end(over);
+      }
+    }
+    expect(metAt).toEqual({ '000001': 74_000, '000002': 38_000 });
   });
 });

@@ -262,11 +262,11 @@ describe.skipIf(!caddy || !redisServer)('two relays behind Caddy, by turns', () 
   test('one that drains is passed over, and one that is gone', async () => {
     const { url, relays } = await cluster();
     for (const relay of relays) {
-      relay.sockets.roster.draining = true;
+      relay.sockets.connections.draining = true;
       await untilPassedOver(url, relay);
       await pair(url);
       await pair(url);
-      relay.sockets.roster.draining = false;
+      relay.sockets.connections.draining = false;
     }
     await relays[0].server.stop();
     await pair(url);
@@ -282,7 +282,7 @@ async function untilPassedOver(url: string, relay: TestRelay): Promise<void> {
     well = ok ? well + 1 : 0;
     await Bun.sleep(20);
   }
-  expect(relay.sockets.roster.draining).toBe(true);
+  expect(relay.sockets.connections.draining).toBe(true);
 }
 
 describe('no proxy', () => {

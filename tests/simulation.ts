@@ -3,9 +3,8 @@
  * cluster, with everything between them (sockets, Redis, the network, crashes) played from a seed. The same seed plays
  * the same story.
  */
-import type { Bus } from '../src/cluster/bus.ts';
-import { Cluster } from '../src/cluster/cluster.ts';
-import { BEAT_MS } from '../src/cluster/reach.ts';
+import { BEAT_MS, Cluster } from '../src/cluster/cluster.ts';
+import type { Redis } from '../src/cluster/redis.ts';
 import { type Config, readOptions } from '../src/config.ts';
 import { Connection } from '../src/connection.ts';
 import { type Script, TIMELESS } from '../src/cluster/scripts.ts';
@@ -59,15 +58,21 @@ class World {
   }
 }
 
-type Entry = { value: string; times: number[]; until: number };
+type Entry = { value: string; times: number[]; members: Map<string, number>; until: number };
 
-/** What the scripts do, said again in another language; a test holds the two against each other. */
+/** What the scripts do, said again in another language. A test holds the two against each other. */
 export class ModelRedis {
   readonly entries = new Map<string, Entry>();
-  readonly alivePrefix: string;
+  /** Whether an instance's inbox has a subscriber. */
+  readonly listens: (instance: string) => boolean;
+  readonly publish: (instance: string, text: string) => number;
 
-  constructor(prefix: string) {
-    this.alivePrefix = `${prefix}alive:`;
+  constructor(
+    listens: (instance: string) => boolean,
+    publish: (instance: string, text: string) => number,
+  ) {
+    this.listens = listens;
+    this.publish = publish;
   }
 
   get(key: string, now: number): Entry | undefined {
@@ -75,23 +80,31 @@ export class ModelRedis {
     return entry && entry.until > now ? entry : undefined;
   }
 
-  #set(key: string, value: string, ttl: number, now: number): void {
-    this.entries.set(key, { value, times: [], until: now + ttl });
+  #set(key: string, now: number, ttl: number, fields: Partial<Entry>): void {
+    const empty = { value: '', times: [], members: new Map<string, number>() };
+    this.entries.set(key, { ...empty, ...fields, until: now + ttl });
   }
 
   #spent(key: string, max: number, now: number): boolean {
-    const times = this.get(key, now)?.times ?? [];
-    return times.length >= max && now - (times.at(-max) as number) < 60_000;
+    const at = this.get(key, now)?.times.at(-max);
+    return at !== undefined && now - at < 60_000;
   }
 
   #count(key: string, max: number, now: number): void {
     const times = [...(this.get(key, now)?.times ?? []), now];
-    this.entries.set(key, { value: '', times: times.slice(-max), until: now + 60_000 });
+    this.#set(key, now, 60_000, { times: times.slice(-max) });
   }
 
-  #failed(keys: string[], maxClient: number, maxCode: number, now: number): string {
-    const [client, code] = keys as [string, string];
-    this.#count(client, maxClient, now);
+  #isAnySpent(keys: string[], max: number, now: number): boolean {
+    return keys.some((key, i) => this.#spent(key, i === 0 ? max : max * 8, now));
+  }
+
+  #countAll(keys: string[], max: number, now: number): void {
+    for (const [i, key] of keys.entries()) this.#count(key, i === 0 ? max : max * 8, now);
+  }
+
+  #failed(code: string, clients: string[], maxClient: number, maxCode: number, now: number) {
+    this.#countAll(clients, maxClient, now);
     if (this.#spent(code, maxCode, now)) return 'burned';
     this.#count(code, maxCode, now);
     return 'counted';
@@ -99,7 +112,7 @@ export class ModelRedis {
 
   #held(key: string, now: number): string | undefined {
     const claim = this.get(key, now)?.value;
-    return claim && this.get(this.alivePrefix + claim.split('.')[0], now) ? claim : undefined;
+    return claim && this.listens(claim.split('.')[0] as string) ? claim : undefined;
   }
 
   run(
@@ -110,140 +123,159 @@ export class ModelRedis {
     deadline: number,
   ): unknown {
     if (now > deadline) return 'late';
-    const [one, two, three, four] = keys as [string, string, string, string];
+    const [one, two] = keys as [string, string];
     const [a, b, c, d, e] = values as [string, number, number, number, number];
     switch (script) {
-      case 'claimCode':
-        if (this.#spent(one, c, now) || this.#spent(four, e, now)) return 'rate_limited';
-        if (this.#spent(two, d, now) || this.#held(three, now)) {
-          this.#failed(keys, c, d, now);
+      case 'claimCode': {
+        const half = 2 + (keys.length - 2) / 2;
+        const [clients, listens] = [keys.slice(2, half), keys.slice(half)];
+        const listened = (key: string): number => Number(this.get(key, now)?.value ?? 0);
+        if (
+          this.#isAnySpent(clients, c, now) ||
+          listens.some((key, i) => listened(key) >= (i === 0 ? e : e * 8))
+        ) {
+          return 'rate_limited';
+        }
+        if (this.#spent(two, d, now) || this.#held(one, now)) {
+          this.#failed(two, clients, c, d, now);
           return 'otc_in_use';
         }
-        this.#set(three, a, b, now);
-        this.#count(four, e, now);
+        for (const key of listens) {
+          const entry = this.get(key, now);
+          if (entry) entry.value = String(Number(entry.value) + 1);
+          else this.#set(key, now, 60_000, { value: '1' });
+        }
+        this.#set(one, now, b, { value: a });
         return 'ok';
+      }
       case 'findCode': {
-        if (this.#spent(one, Number(a), now)) return 'rate_limited';
-        const claim = this.#held(three, now);
-        if (!claim) this.#failed(keys, Number(a), b, now);
+        const clients = keys.slice(2);
+        if (this.#isAnySpent(clients, Number(a), now)) return 'rate_limited';
+        const claim = this.#held(one, now);
+        if (!claim) this.#failed(two, clients, Number(a), b, now);
         return claim ?? 'otc_not_found';
       }
-      case 'fail':
-        return this.#failed(keys, Number(a), b, now);
+      case 'failCode':
+        return this.#failed(two, keys.slice(2), Number(a), b, now);
       case 'claimWatch': {
-        if (this.#spent(one, c, now)) return 'rate_limited';
-        this.#count(one, c, now);
-        const other = this.#held(two, now);
-        if (other && other !== String(d)) return 'jti_already_watched';
-        this.#set(two, a, b, now);
+        const clients = keys.slice(1);
+        if (this.#isAnySpent(clients, c, now)) return 'rate_limited';
+        this.#countAll(clients, c, now);
+        const other = this.#held(one, now);
+        if (other && other !== a) return 'jti_already_watched';
+        this.#set(one, now, b, { value: a });
         return 'ok';
       }
-      case 'init': {
+      case 'burn': {
+        const clients = keys.slice(2);
         const refuse = (why: string): string => {
-          this.#count(one, c, now);
+          this.#countAll(clients, c, now);
           return why;
         };
-        if (this.#spent(one, c, now)) return 'rate_limited';
-        if (this.get(two, now)) return refuse('token_already_used');
-        const claim = this.#held(three, now);
+        if (this.#isAnySpent(clients, c, now)) return 'rate_limited';
+        const used = this.get(two, now)?.members ?? new Map<string, number>();
+        for (const [id, till] of used) if (till <= now) used.delete(id);
+        if (used.has(a)) return refuse('token_already_used');
+        const claim = this.#held(one, now);
         if (!claim) return refuse('no_watcher');
-        if (claim.split('.')[0] !== a) return claim;
-        if (d === 1) return refuse('relay_overloaded');
-        this.#set(two, '', b, now);
+        if (used.size >= d) return refuse('relay_overloaded');
+        this.#set(two, now, b, { members: used.set(a, now + b) });
         return claim;
       }
       case 'hold': {
         const other = this.#held(one, now);
         if (other && other !== a) return 0;
-        this.#set(one, a, b, now);
+        this.#set(one, now, b, { value: a });
         return 1;
       }
       case 'release':
         if (this.get(one, now)?.value === a) this.entries.delete(one);
         return 1;
-      case 'beat': {
-        const isKnown = Number(this.get(one, now) !== undefined);
-        this.#set(one, '', Number(a), now);
-        const dead = values.slice(3).filter((id) => !this.get(this.alivePrefix + id, now));
-        return [isKnown, ...dead];
-      }
-      case 'resign':
-        this.entries.delete(one);
-        return 1;
+      case 'publish':
+        return this.publish(a, String(b));
+      case 'beat':
+        return [
+          now,
+          this.get(two, now)?.members.size ?? 0,
+          ...values.filter((instance) => !this.listens(String(instance))),
+        ];
     }
   }
 }
 
-/** Redis with its network: commands and messages take their time, in order; it stalls, forgets, and cuts lines. */
+/**
+ * Redis with its network: commands and messages take their time, in order; it stalls, forgets, and cuts connections. A
+ * message is lost only together with the connection of whoever was to hear it, as TCP and Redis have it.
+ */
 class Network {
   readonly world: World;
-  readonly redis = new ModelRedis('amesh:');
-  readonly buses = new Map<string, SimulatedBus>();
+  readonly redis: ModelRedis;
+  readonly inboxes = new Map<string, SimulatedRedis>();
   stalledUntil = 0;
-  /** Messages between instances that are to vanish without a word. */
-  vanishing = 0;
 
   constructor(world: World) {
     this.world = world;
+    this.redis = new ModelRedis(
+      (instance) => this.inboxes.get(instance)?.isSubscribed === true,
+      (instance, text) => this.publish(instance, text),
+    );
   }
 
-  /** When something sent now is dealt with at the other end of a line, behind what was sent before. */
+  /** When something sent now is dealt with at the other end of a connection, behind what was sent before. */
   arrival(line: { last: number }): number {
     const { now, random } = this.world;
     line.last = Math.max(line.last, this.stalledUntil, now + random() * 4);
     return line.last - now;
   }
 
-  publish(channel: string, text: string): number {
-    const bus = this.buses.get(channel);
-    if (!bus?.isSubscribed) return 0;
-    if (this.vanishing > 0 && text.startsWith('[')) this.vanishing -= 1;
-    else bus.deliver(text);
+  publish(instance: string, text: string): number {
+    const inbox = this.inboxes.get(instance);
+    if (!inbox?.isSubscribed) return 0;
+    inbox.deliver(text);
     return 1;
   }
 }
 
-class SimulatedBus implements Bus {
+class SimulatedRedis implements Redis {
   onReady = (): void => {};
   onMessage: (text: string) => void = () => {};
-  onLost: (reason: unknown) => void = () => {};
+  onLost: (reason: string) => void = () => {};
   isSubscribed = false;
   isDead = false;
   readonly #network: Network;
-  readonly #channel: string;
   readonly #toRedis = { last: 0 };
   readonly #fromRedis = { last: 0 };
   readonly #messages = { last: 0 };
   readonly #pending = new Set<(reason: Error) => void>();
   /** Counts the lives of the two connections: what belongs to an earlier one arrives nowhere. */
   #life = 0;
+  /** Lives of which a command was lost, so that no later one can have got through. */
+  readonly #ended = new Set<number>();
 
   constructor(network: Network, id: string) {
     this.#network = network;
-    this.#channel = `amesh:to:${id}`;
-    network.buses.set(this.#channel, this);
+    network.inboxes.set(id, this);
     this.connect();
   }
 
   connect(): void {
     const { world } = this.#network;
+    const life = this.#life;
     world.after(1 + world.below(20), () => {
-      if (this.isDead || world.now < this.#network.stalledUntil) {
-        if (!this.isDead) this.connect();
-        return;
-      }
+      if (this.isDead || life !== this.#life) return;
+      if (world.now < this.#network.stalledUntil) return this.connect();
       this.isSubscribed = true;
       this.onReady();
     });
   }
 
-  /** Both lines are cut: what is under way may have been dealt with or not, and nobody knows. */
+  /** Both connections are cut: what is under way may have been dealt with or not, and nobody knows. */
   cut(): void {
     this.#life += 1;
     this.isSubscribed = false;
     for (const reject of this.#pending) reject(new Error('connection lost'));
     if (this.isDead) return;
-    this.onLost(new Error('connection lost'));
+    this.onLost('connection lost');
     this.connect();
   }
 
@@ -251,23 +283,24 @@ class SimulatedBus implements Bus {
     this.cut();
   }
 
+  close(): void {
+    this.isDead = true;
+    this.cut();
+  }
+
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
     const { world, redis } = this.#network;
     const deadline = TIMELESS.has(script) ? Infinity : world.now + COMMAND_TIMEOUT_MS;
-    return this.#send(() => {
-      const answer = redis.run(script, keys, values, world.now, deadline);
-      if (script === 'beat') this.#network.publish(String(values[1]), String(values[2]));
-      return answer;
-    });
+    return this.#send(() => redis.run(script, keys, values, world.now, deadline));
   }
 
-  async publish(channel: string, text: string): Promise<number> {
-    return this.#send(() => this.#network.publish(channel, text));
+  async ping(): Promise<void> {
+    await this.#send(() => {});
   }
 
   async #send<T>(command: () => T): Promise<T> {
     const { world } = this.#network;
-    if (!this.isSubscribed) throw new Error('not connected');
+    if (!this.isSubscribed) throw this.#lost('not connected');
     return new Promise<T>((resolve, reject) => {
       const settle = (): boolean => this.#pending.delete(fail);
       const fail = (reason: Error): void => {
@@ -276,15 +309,25 @@ class SimulatedBus implements Bus {
       this.#pending.add(fail);
       const life = this.#life;
       world.after(this.#network.arrival(this.#toRedis), () => {
-        // A command on a line that was cut may still have got through.
-        if (life !== this.#life && world.random() < 0.5) return;
+        // Commands on a connection that was cut may still have got through, up to one of them.
+        if (life !== this.#life && (this.#ended.has(life) || world.random() < 0.5)) {
+          this.#ended.add(life);
+          return;
+        }
         const answer = command();
         world.after(this.#network.arrival(this.#fromRedis), () => {
           if (life === this.#life && !this.isDead && settle()) resolve(answer);
         });
       });
-      world.after(COMMAND_TIMEOUT_MS, () => fail(new Error('Command timed out')));
+      world.after(COMMAND_TIMEOUT_MS, () => {
+        if (this.#pending.has(fail)) fail(this.#lost('Command timed out'));
+      });
     });
+  }
+
+  #lost(reason: string): Error {
+    if (!this.isDead) this.onLost(reason);
+    return new Error(reason);
   }
 
   deliver(text: string): void {
@@ -354,7 +397,7 @@ export class Instance {
   readonly cluster: Cluster;
   readonly handlers: Sockets['handlers'];
   readonly open = new Set<SimulatedSocket>();
-  readonly #bus: SimulatedBus;
+  readonly #redis: SimulatedRedis;
   readonly #world: World;
   isDead = false;
 
@@ -363,16 +406,9 @@ export class Instance {
     const now = (): number => world.now;
     this.id = id;
     this.sockets = new Sockets(config, this.log, now);
-    this.#bus = new SimulatedBus(network, id);
-    this.cluster = new Cluster({
-      id,
-      config,
-      sockets: this.sockets,
-      bus: this.#bus,
-      log: this.log,
-      now,
-    });
-    this.sockets.join(this.cluster);
+    this.#redis = new SimulatedRedis(network, id);
+    this.cluster = new Cluster(id, config, this.sockets, this.#redis, this.log, now);
+    this.sockets.cluster = this.cluster;
     this.handlers = this.sockets.handlers;
     this.#world = world;
   }
@@ -394,14 +430,14 @@ export class Instance {
   }
 
   cutOff(): void {
-    this.#bus.cut();
+    this.#redis.cut();
   }
 
   /** As by SIGKILL: no word to anyone; only its sockets' other ends notice. */
   crash(): void {
     this.isDead = true;
-    this.#bus.isDead = true;
-    this.#bus.cut();
+    this.#redis.isDead = true;
+    this.#redis.cut();
     for (const socket of this.open) {
       socket.isOpen = false;
       socket.onClose(1006);
@@ -420,6 +456,7 @@ export class Simulation {
     maxFailedPerCode: 1000,
     maxWatches: 1000,
     maxRefusedInits: 1000,
+    maxListens: 100_000,
     maxConnectionsPerClient: 10_000,
   });
   instances: Instance[] = [];

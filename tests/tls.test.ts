@@ -36,7 +36,7 @@ describe('TLS', () => {
       ca: await Bun.file(file('cert.pem')).text(),
       checkServerIdentity: () => undefined,
     };
-    expect(await (await fetch(health, { tls })).text()).toBe('{"status":"ok","sessions":0}');
+    expect(await (await fetch(health, { tls })).text()).toBe('{"status":"ok","sessions":0}\n');
 
     const { promise: answer, resolve, reject } = Promise.withResolvers<string>();
     const ws = new WebSocket(websocket, { tls });

@@ -174,7 +174,7 @@ describe('connections', () => {
     const [first] = [await relay.connect(), await relay.connect()];
     await (await relay.connect()).expectClose(1013, 'too_many_connections');
     first.close();
-    await until(() => relay.sockets.roster.size === 1, 'there is room');
+    await until(() => relay.sockets.connections.size === 1, 'there is room');
     await (await relay.connect()).refused({ type: 'done' }, 'no_session');
   });
 
@@ -311,5 +311,5 @@ test('health says how many sessions there are, and a proxy header counts only wh
   const disguised = await openClient(relay.url, { headers: { 'x-forwarded-for': '198.51.100.2' } });
   await disguised.refused(connect('000006'), 'rate_limited');
   expect(relay.log.lines.filter((line) => line.includes('x-forwarded-for'))).toHaveLength(1);
-  expect(await (await fetch(`${relay.http}/health`)).text()).toBe('{"status":"ok","sessions":0}');
+  expect(await (await fetch(`${relay.http}/health`)).text()).toBe('{"status":"ok","sessions":0}\n');
 });

@@ -228,7 +228,7 @@ test('who stays open after a session hears nothing of the next on its code', asy
 });
 
 describe('expiry', () => {
-  test('a waiting session ends 30 s after listen, a pairing 30 s after it began', async () => {
+  test('a waiting session ends 30 s after listen, a silent pairing 30 s after it began', async () => {
     const relay = await startRelay();
     const waiting = await relay.connect();
     waiting.send({ type: 'listen', otc: '111111' });
@@ -241,14 +241,44 @@ describe('expiry', () => {
     await waiting.expectError('otc_expired');
     await waiting.expectClose(4001, 'session_expired');
     relay.pass(25_000 - 1);
-    target.send(data('in time'));
-    await controller.expect(data('in time'));
+    await Promise.all([target.expectNothing(), controller.expectNothing()]);
     relay.pass(1);
     for (const peer of [target, controller]) {
       await peer.expectError('otc_expired');
       await peer.expectClose(4001, 'session_expired');
     }
     expect(relay.sockets.pairing.size).toBe(0);
+  });
+
+  test('each forwarded frame starts the clock of a pairing again, up to five minutes after it began', async () => {
+    const relay = await startRelay();
+    const { target, controller } = await relay.pair();
+    for (let second = 0; second < 280; second += 20) {
+      relay.pass(20_000);
+      const [from, to] = second % 40 ? [target, controller] : [controller, target];
+      from.send(data(`${second}`));
+      await to.expect(data(`${second}`));
+    }
+    relay.pass(19_999);
+    await Promise.all([target.expectNothing(), controller.expectNothing()]);
+    relay.pass(1);
+    for (const peer of [target, controller]) {
+      await peer.expectError('otc_expired');
+      await peer.expectClose(4001, 'session_expired');
+    }
+  });
+
+  test('a pairing that falls silent ends 30 s after its last frame', async () => {
+    const relay = await startRelay();
+    const { target, controller } = await relay.pair();
+    relay.pass(5_500);
+    target.send(data('once'));
+    await controller.expect(data('once'));
+    relay.pass(29_999);
+    await Promise.all([target.expectNothing(), controller.expectNothing()]);
+    relay.pass(1);
+    await target.expectError('otc_expired');
+    await controller.expectError('otc_expired');
   });
 
   test('the clock starts again when the controller comes: 25 s for each of the two codes', async () => {
@@ -296,7 +326,7 @@ describe('expiry', () => {
   });
 
   test('a thousand at once leave nothing behind', async () => {
-    const relay = await startRelay({ maxConnectionsPerClient: 2000 });
+    const relay = await startRelay({ maxConnectionsPerClient: 2000, maxListens: 2000 });
     const targets = await Promise.all(Array.from({ length: 1000 }, () => relay.connect()));
     await Promise.all(
       targets.map(async (target, i) => {
@@ -345,7 +375,7 @@ describe('limits of a session', () => {
     target.send(data('x'.repeat(room + 1)));
     expect((await target.closed).code).toBe(1009);
     await controller.expectError('peer_disconnected');
-    await until(() => relay.sockets.roster.size === 1, 'the socket is gone');
+    await until(() => relay.sockets.connections.size === 1, 'the socket is gone');
   });
 
   test('ten malformed frames, of any kind, text or binary, close with 1008', async () => {

@@ -1,7 +1,7 @@
-/** Who is calling: the address that every limit per client hangs on, behind whichever proxy. */
-import type * as Address from './address.ts';
+/** Who sends a request: the address that limits count by, also behind a proxy. */
+import ipaddr from 'ipaddr.js';
 
-/** Which address to believe. `peer`: the TCP connection's; the others read a header that a proxy wrote. */
+/** Where the address comes from. `peer`: the TCP connection. The others: a header that a proxy wrote. */
 export type ProxyRule =
   | { by: 'peer' }
   | { by: 'leftmost' }
@@ -11,16 +11,13 @@ export type ProxyRule =
 export interface Caller {
   /** What limits count by: an IPv4 address, or the /64 of an IPv6 address. */
   client: string;
-  /** The whole address, as far as the caller may be shown it. */
+  /** The whole address. */
   address: string;
-  /** Where the address was taken from: `peer`, or the header's name. */
+  /** Where the address was taken from: `peer`, or the name of a header. */
   source: string;
 }
 
-/** An IPv4 address from the operating system, told from an IPv6 one. */
-const IPV4 = /^\d+\.\d+\.\d+\.\d+$/;
-
-/** What proxies write, and clients on their own do not. */
+/** Headers that proxies write, and that clients do not send by themselves. */
 export const PROXY_HEADERS = [
   'x-forwarded-for',
   'x-real-ip',
@@ -30,10 +27,11 @@ export const PROXY_HEADERS = [
   'via',
 ];
 
+/** The forms that {@link parseProxyRule} accepts. */
 export const PROXY_RULE_FORMS =
   'unset, 0, false or no (the TCP peer); 1, true or yes (left-most X-Forwarded-For); hops:N (N-th X-Forwarded-For from the right, 1 to 32); header:NAME (that header)';
 
-/** Reads the setting; undefined where it is none of the accepted forms. */
+/** Reads the setting AMESH_TRUST_PROXY; undefined if it has none of the accepted forms. */
 export function parseProxyRule(text: string): ProxyRule | undefined {
   const value = text.trim().toLowerCase();
   if (['', '0', 'false', 'no'].includes(value)) return { by: 'peer' };
@@ -45,13 +43,59 @@ export function parseProxyRule(text: string): ProxyRule | undefined {
   return undefined;
 }
 
-/** Loaded with the first address that is more than four numbers, since a start need not wait for it. */
-function callerAt(text: string, source: string): Caller | undefined {
-  // oxlint-disable-next-line no-require-imports -- a request is answered in one go
-  return (require('./address.ts') as typeof Address).callerAt(text, source);
+/** In characters: an IPv6 address with a zone, brackets and a port is shorter. */
+const MAX_ADDRESS = 80;
+
+/** The prefix under which NAT64 and SIIT show an IPv4 address as IPv6: RFC 6052, section 2.1. */
+const NAT64_PREFIX = [0x64, 0xff9b, 0, 0, 0, 0];
+
+/**
+ * Reads an address with or without brackets and port. An IPv6 address that stands for an IPv4 one (`::ffff:192.0.2.1`,
+ * `64:ff9b::192.0.2.1`) is read as IPv4. Undefined if the text is no address.
+ */
+export function parseAddress(text: string): ipaddr.IPv4 | ipaddr.IPv6 | undefined {
+  if (text.length > MAX_ADDRESS) return undefined;
+  const value = text.trim();
+  const bare =
+    /^\[([^\]]+)\](?::\d{1,5})?$/.exec(value)?.[1] ?? value.replace(/^([\d.]+):\d{1,5}$/, '$1');
+  if (ipaddr.IPv4.isValidFourPartDecimal(bare)) return ipaddr.IPv4.parse(bare);
+  if (!ipaddr.IPv6.isValid(bare)) return undefined;
+  const address = ipaddr.IPv6.parse(bare);
+  if (address.isIPv4MappedAddress()) return address.toIPv4Address();
+  if (NAT64_PREFIX.every((part, i) => address.parts[i] === part)) {
+    return new ipaddr.IPv4(address.toByteArray().slice(12));
+  }
+  return address;
 }
 
-/** The address that the headers give by the rule; undefined where it is missing or unusable. */
+/** The caller at an address; undefined if the text is no address. */
+function callerAt(text: string, source: string): Caller | undefined {
+  const address = parseAddress(text);
+  if (address === undefined) return undefined;
+  if (address instanceof ipaddr.IPv4) {
+    const whole = address.toString();
+    return { client: whole, address: whole, source };
+  }
+  const network = address.parts.slice(0, 4).map((part) => part.toString(16));
+  return {
+    client: `${network.join(':')}::/64`,
+    address: new ipaddr.IPv6(address.parts).toString(), // Without the zone.
+    source,
+  };
+}
+
+/** One entry of a list with commas: the first, or the n-th from the right. A stranger may have written a long list. */
+function entryOf(list: string, fromRight: number | undefined): string | undefined {
+  if (fromRight === undefined) return list.split(',', 1)[0];
+  let end = list.length;
+  for (let i = 1; i < fromRight; i += 1) {
+    end = list.lastIndexOf(',', end - 1);
+    if (end <= 0) return undefined;
+  }
+  return list.slice(list.lastIndexOf(',', end - 1) + 1, end);
+}
+
+/** The caller that the headers name by the rule; undefined if there is none, or no address. */
 function fromHeaders(
   rule: Exclude<ProxyRule, { by: 'peer' }>,
   headers: Headers,
@@ -59,32 +103,37 @@ function fromHeaders(
   const name = rule.by === 'header' ? rule.header : 'x-forwarded-for';
   const value = headers.get(name);
   if (value === null) return undefined;
-  const entries = rule.by === 'header' ? [value] : value.split(',');
-  const entry = entries.at(rule.by === 'hops' ? -rule.hops : 0);
-  return entry === undefined ? undefined : callerAt(entry, name);
+  const entry =
+    rule.by === 'header' ? value : entryOf(value, rule.by === 'hops' ? rule.hops : undefined);
+  return entry === undefined ? undefined : callerAt(entry.trim(), name);
 }
+
+/** How many requests are looked at for a sign that AMESH_TRUST_PROXY is set wrong. */
+const LOOKS = 1000;
+
+/** An IPv4 address as the operating system writes it. */
+const IPV4 = /^\d+\.\d+\.\d+\.\d+$/;
 
 export class CallerResolver {
   readonly #rule: ProxyRule;
   readonly #warn: (message: string) => void;
-  /** Requests that are still looked at for a setting that looks wrong: what is not seen in these will not be. */
-  #looks = 1000;
+  #looksLeft = LOOKS;
 
-  /** @param warn Called at most once, with a setting that looks wrong; never with an address. */
+  /** @param warn Called at most once, if AMESH_TRUST_PROXY seems to be set wrong; never with an address. */
   constructor(rule: ProxyRule, warn: (message: string) => void) {
     this.#rule = rule;
     this.#warn = warn;
   }
 
   /**
-   * @param request Its headers are not touched where they don't matter, since Bun makes them only then.
-   * @param peer The TCP connection's address; undefined where it is gone already.
+   * @param request Its headers are read only if they are needed, since Bun makes the object at the first access.
+   * @param peer The address of the TCP connection; undefined if it is closed already.
    */
   resolve(request: { readonly headers: Headers }, peer: string | undefined): Caller {
     const named = this.#rule.by === 'peer' ? undefined : fromHeaders(this.#rule, request.headers);
     if (named) return named;
-    if (this.#looks > 0) this.#look(request.headers);
-    // As the operating system writes it, IPv4 needs no parsing, which would cost a twentieth of a whole pairing.
+    if (this.#looksLeft > 0) this.#look(request.headers);
+    // Parsing would cost a twentieth of a whole pairing, and what the system writes needs none.
     if (peer !== undefined && IPV4.test(peer)) {
       return { client: peer, address: peer, source: 'peer' };
     }
@@ -95,15 +144,15 @@ export class CallerResolver {
   #look(headers: Headers): void {
     const rule = this.#rule;
     if (rule.by === 'peer') {
-      this.#looks -= 1;
+      this.#looksLeft -= 1;
       const header = PROXY_HEADERS.find((name) => headers.has(name));
       if (header === undefined) return;
-      this.#looks = 0;
+      this.#looksLeft = 0;
       this.#warn(
         `a request carries ${header}, but AMESH_TRUST_PROXY is not set: behind a proxy all clients count as one`,
       );
     } else {
-      this.#looks = 0;
+      this.#looksLeft = 0;
       this.#warn(
         `a request carries no usable ${rule.by === 'header' ? rule.header : 'x-forwarded-for'}, though AMESH_TRUST_PROXY trusts it: the TCP peer counts as the client`,
       );

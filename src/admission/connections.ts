@@ -1,23 +1,24 @@
-/** Who is connected, how many of one client, and who of them holds nothing. Touches no socket. */
-import type { Connection } from '../connection.ts';
+/** Who is connected, how many sockets each client has, and which of them hold nothing. Pure, like the limits. */
+import type { Peer } from '../peer.ts';
 import { Tally } from './limits.ts';
 
-interface RosterLimits {
+interface ConnectionLimits {
   maxConnections: number;
   maxConnectionsPerClient: number;
+  /** Milliseconds that a socket may hold nothing. */
   idleMs: number;
 }
 
-export class Roster {
-  /** While true, newcomers are refused and pairings under way go on. */
+export class Connections {
+  /** While true, newcomers are refused, and pairings that have begun go on. */
   draining = false;
-  readonly #limits: RosterLimits;
-  readonly #open = new Set<Connection>();
-  /** Those that hold no session, no watch and no unanswered init; the longest idle comes first. */
-  readonly #idle = new Set<Connection>();
+  readonly #limits: ConnectionLimits;
+  readonly #open = new Set<Peer>();
+  /** Those that hold no session, no watch and no unanswered announcement; the longest idle stands first. */
+  readonly #idle = new Set<Peer>();
   readonly #perClient = new Tally();
 
-  constructor(limits: RosterLimits) {
+  constructor(limits: ConnectionLimits) {
     this.#limits = limits;
   }
 
@@ -33,8 +34,8 @@ export class Roster {
     };
   }
 
-  /** @returns Whether there was room. */
-  admit(connection: Connection, now: number): boolean {
+  /** Takes a socket in. Returns false where there is no room for it. */
+  admit(connection: Peer, now: number): boolean {
     const { maxConnections, maxConnectionsPerClient } = this.#limits;
     if (this.#open.size >= maxConnections) return false;
     if (this.#perClient.of(connection.client) >= maxConnectionsPerClient) return false;
@@ -44,42 +45,32 @@ export class Roster {
     return true;
   }
 
-  /** @returns Whether it was there. */
-  remove(connection: Connection): boolean {
+  /** Forgets a socket. Returns false where it was not there. */
+  remove(connection: Peer): boolean {
     if (!this.#open.delete(connection)) return false;
     this.#idle.delete(connection);
     this.#perClient.remove(connection.client);
     return true;
   }
 
-  has(connection: Connection): boolean {
+  has(connection: Peer): boolean {
     return this.#open.has(connection);
   }
 
-  all(): Iterable<Connection> {
+  all(): Iterable<Peer> {
     return this.#open;
   }
 
-  /** It holds something from now on. */
-  occupy(connection: Connection): void {
+  /** Counts a socket as idle or not, by what it holds now. To be called after each change of what it holds. */
+  settle(connection: Peer, now: number): void {
     this.#idle.delete(connection);
-  }
-
-  /** Puts one among the idle, or takes it out, by what it holds now. */
-  settle(connection: Connection, now: number): void {
-    const holds =
-      connection.session ||
-      connection.watches?.size ||
-      connection.asks?.size ||
-      connection.remote?.pipes.size;
-    this.#idle.delete(connection);
-    if (holds || !this.#open.has(connection)) return;
+    if (connection.isBusy || !this.#open.has(connection)) return;
     connection.idleSince = now;
     this.#idle.add(connection);
   }
 
   /** Those that were idle for too long, the longest first. */
-  *overdue(now: number): Generator<Connection, void, void> {
+  *overdue(now: number): Generator<Peer, void, void> {
     for (const connection of this.#idle) {
       if (now - connection.idleSince < this.#limits.idleMs) return;
       yield connection;

@@ -1,22 +1,35 @@
 /**
- * Attempts in a sliding window, and connections, per client or per code.
- * Knows no socket and no clock: `now` is an argument, in milliseconds on any clock that only moves forward.
+ * What a client may do in which time. Pure: `now` is an argument, in milliseconds on any clock that only moves forward.
+ *
+ * An IPv4 address counts for itself. Whoever has IPv6 usually has a /56 or a /48 and can use every /64 in it, so an
+ * attempt from IPv6 counts for its /64 and also, with eight times the limit, for its /56 and its /48.
  */
-
 import type { Config } from '../config.ts';
 
-/** The width of every window. From the protocol: "per client and minute". */
+/** The width of every window, in milliseconds. From the protocol: "per client and minute". */
 export const WINDOW_MS = 60_000;
 
+/** How many times a client's limit all clients of an IPv6 /56, and all of a /48, have together. From the protocol. */
+export const NETWORK_FACTOR = 8;
+
 /**
- * How many keys a book holds. One that comes when it is full is not written down, so that those who stand there keep
- * their full minute: whoever can fill it (100,000 addresses a minute, about 15 MB at five attempts each) is not held by a limit per address.
+ * How many keys a book holds. When it is full, new keys are not tracked, so that those who are tracked keep their full
+ * minute. Whoever can fill it (100,000 addresses a minute, about 15 MB) is not held back by a limit per address.
  */
 export const MAX_KEYS = 100_000;
 
-/** Who did what in the last minute: at most `max` attempts for a key in any 60 s. */
+/** The networks that an attempt of a client counts for: the client itself first, then those with eight times its limit. */
+export function networksOf(client: string): string[] {
+  const parts = /^([\da-f]+):([\da-f]+):([\da-f]+):([\da-f]+)::\/64$/.exec(client);
+  if (!parts) return [client];
+  const [, a, b, c, d = ''] = parts;
+  const upper = (Number.parseInt(d, 16) & 0xff00).toString(16);
+  return [client, `${a}:${b}:${c}:${upper}::/56`, `${a}:${b}:${c}::/48`];
+}
+
+/** At most `max` attempts of a client in any 60 s. It keeps the time of each, so it is for small limits. */
 export class Attempts {
-  // Key → times of its last attempts, oldest first; insertion order is by last attempt.
+  // Key → times of its last attempts, oldest first. The keys stand in the order of their last attempt.
   readonly #book = new Map<string, number[]>();
   readonly #max: number;
   readonly #maxKeys: number;
@@ -30,20 +43,27 @@ export class Attempts {
     return this.#book.size;
   }
 
-  /** Whether a key has used up its attempts. */
-  isSpent(key: string, now: number): boolean {
-    const times = this.#book.get(key);
-    const oldest = times?.length === this.#max ? times[0] : undefined;
-    return oldest !== undefined && now - oldest < WINDOW_MS;
+  /** Whether a client, or a network that it belongs to, has used up its attempts. */
+  isSpent(client: string, now: number): boolean {
+    return networksOf(client).some((key, i) => {
+      const times = this.#book.get(key);
+      const oldest = times?.at(-this.#maxOf(i));
+      return oldest !== undefined && now - oldest < WINDOW_MS;
+    });
   }
 
-  add(key: string, now: number): void {
+  add(client: string, now: number): void {
+    for (const [i, key] of networksOf(client).entries()) this.#add(key, this.#maxOf(i), now);
+  }
+
+  #maxOf(i: number): number {
+    return i === 0 ? this.#max : this.#max * NETWORK_FACTOR;
+  }
+
+  #add(key: string, max: number, now: number): void {
     const times = this.#book.get(key) ?? [];
     if (!this.#book.delete(key) && this.#book.size >= this.#maxKeys) return;
-    // By halves, so that a long list is not moved for each attempt.
-    const half = times.length >> 1;
-    if (half > 0 && now - (times[half] as number) >= WINDOW_MS) times.splice(0, half + 1);
-    if (times.length === this.#max) times.shift();
+    if (times.length === max) times.shift();
     times.push(now);
     this.#book.set(key, times);
   }
@@ -56,7 +76,95 @@ export class Attempts {
   }
 }
 
-/** How many of something each key holds at present. */
+/**
+ * At most `max` of something for a client in a minute that begins with the first. Two numbers for each client, however
+ * large the limit is; in return, two neighbouring minutes can hold `2 × max` within 60 s.
+ */
+export class MinuteCount {
+  // Keys stand in the order in which their minutes began.
+  readonly #book = new Map<string, { count: number; since: number }>();
+  readonly #max: number;
+  readonly #maxKeys: number;
+
+  constructor(max: number, maxKeys: number = MAX_KEYS) {
+    this.#max = max;
+    this.#maxKeys = maxKeys;
+  }
+
+  get size(): number {
+    return this.#book.size;
+  }
+
+  /** Whether a client, or a network that it belongs to, has used up its minute. */
+  isSpent(client: string, now: number): boolean {
+    return networksOf(client).some((key, i) => {
+      const minute = this.#book.get(key);
+      if (!minute || now - minute.since >= WINDOW_MS) return false;
+      return minute.count >= (i === 0 ? this.#max : this.#max * NETWORK_FACTOR);
+    });
+  }
+
+  add(client: string, now: number): void {
+    for (const key of networksOf(client)) {
+      const minute = this.#book.get(key);
+      if (minute && now - minute.since < WINDOW_MS) minute.count += 1;
+      else if (this.#book.delete(key) || this.#book.size < this.#maxKeys) {
+        this.#book.set(key, { count: 1, since: now });
+      }
+    }
+  }
+
+  sweep(now: number): void {
+    for (const [key, { since }] of this.#book) {
+      if (now - since < WINDOW_MS) break;
+      this.#book.delete(key);
+    }
+  }
+}
+
+/** A budget for each client that refills steadily: `burst` at once, then `perSecond`. */
+export class Budget {
+  // What is spent and not refilled yet. Keys stand in the order of their last use.
+  readonly #book = new Map<string, { spent: number; at: number }>();
+  readonly #burst: number;
+  readonly #perSecond: number;
+  readonly #maxKeys: number;
+
+  constructor(burst: number, perSecond: number, maxKeys: number = MAX_KEYS) {
+    this.#burst = burst;
+    this.#perSecond = perSecond;
+    this.#maxKeys = maxKeys;
+  }
+
+  get size(): number {
+    return this.#book.size;
+  }
+
+  /** Takes an amount from a client's budget. Returns false, and takes nothing, where it is not there. */
+  take(client: string, amount: number, now: number): boolean {
+    const entry = this.#book.get(client);
+    if (!entry) {
+      if (amount > this.#burst) return false;
+      if (this.#book.size < this.#maxKeys) this.#book.set(client, { spent: amount, at: now });
+      return true;
+    }
+    const spent = Math.max(0, entry.spent - ((now - entry.at) / 1000) * this.#perSecond);
+    entry.at = now;
+    entry.spent = spent;
+    if (spent + amount > this.#burst) return false;
+    entry.spent = spent + amount;
+    return true;
+  }
+
+  /** Forgets every client whose budget is whole again. */
+  sweep(now: number): void {
+    for (const [client, { spent, at }] of this.#book) {
+      if (((now - at) / 1000) * this.#perSecond >= spent) this.#book.delete(client);
+    }
+  }
+}
+
+/** How many of something each client holds at present. */
 export class Tally {
   readonly #held = new Map<string, number>();
 
@@ -83,26 +191,30 @@ export class Tally {
 export class Limits {
   readonly failedCodes: Attempts;
   readonly failedPerCode: Attempts;
-  /** That a `listen` was accepted tells that nobody else has the code: without a limit, a way to try them all. */
-  readonly listens: Attempts;
+  /** An accepted `listen` tells that nobody else has the code, so without a limit it is a way to try them all. */
+  readonly listens: MinuteCount;
   readonly watchAttempts: Attempts;
   readonly refusedInits: Attempts;
+  /** Payload bytes that a client's sockets may forward. */
+  readonly bytes: Budget;
 
   constructor(config: Config) {
     this.failedCodes = new Attempts(config.maxFailedCodes);
     this.failedPerCode = new Attempts(config.maxFailedPerCode);
-    this.listens = new Attempts(config.maxListens);
+    this.listens = new MinuteCount(config.maxListens);
     this.watchAttempts = new Attempts(config.maxWatches);
     this.refusedInits = new Attempts(config.maxRefusedInits);
+    this.bytes = new Budget(config.maxSessionBytes, config.maxBytesPerSecond);
   }
 
+  /** The number of keys in each book. */
   get books(): Record<string, number> {
-    return Object.fromEntries(
-      Object.entries(this).map(([book, { size }]: [string, Attempts]) => [book, size]),
-    );
+    const books = Object.entries(this) as [string, { size: number }][];
+    return Object.fromEntries(books.map(([name, { size }]) => [name, size]));
   }
 
   sweep(now: number): void {
-    for (const attempts of Object.values(this) as Attempts[]) attempts.sweep(now);
+    const books = Object.values(this) as { sweep: (now: number) => void }[];
+    for (const book of books) book.sweep(now);
   }
 }

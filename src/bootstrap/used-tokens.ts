@@ -1,13 +1,13 @@
 /**
- * The token ids that are used up. It is the one thing the relay remembers for a day, so it is kept small: of each id
- * only 56 bits of its SHA-256, eight of which choose one of 256 shards. A shard of a full list holds about 4,000
- * entries, so that neither its growth nor its expiry ever stalls the event loop.
+ * The token ids that are used up, for one instance on its own. Nothing else is remembered for a day, so it is kept
+ * small: of each id only 56 bits of its SHA-256, of which eight choose one of 256 shards. A shard of a full list holds
+ * about 4,000 entries, so neither its growth nor its expiry stalls the event loop.
  */
 
-/** Expired entries that one sweep removes at most: a million in under a minute, a few milliseconds each. */
+/** Expired entries that one sweep removes at most: a million are gone in under a minute, a few milliseconds at a time. */
 const SWEEP_BATCH = 20_000;
 
-export class BurntList {
+export class UsedTokens {
   // Shard → fingerprint → when it was burned; insertion order is age.
   readonly #shards = new Map<number, Map<number, number>>();
   readonly #max: number;
@@ -15,8 +15,8 @@ export class BurntList {
   #size = 0;
 
   /**
-   * @param max Ids that the list holds; beyond it {@link isFull} says so. Two ids out of a million share a fingerprint
-   *   with a probability of about 1 in 70 billion for each new id (2^20 / 2^56): then the later one counts as used.
+   * @param max Ids that the list holds; then {@link isFull} says so. A new id has the fingerprint of one of a million
+   *   others with a probability of about 1 in 70 billion (2^20 / 2^56), and would then count as used.
    * @param ttlMs How long an id stays burned, in milliseconds.
    */
   constructor(max: number, ttlMs: number) {
@@ -57,9 +57,8 @@ export class BurntList {
     }
   }
 
-  /** The shard and the key of an id; a shard comes into being with the first id that asks for it. */
+  /** The shard and the key of an id. A shard is made for the first id that belongs into it. */
   #locate(jti: string): [Map<number, number>, number] {
-    // Bun's own, since loading node:crypto costs a start several milliseconds.
     const digest = Buffer.from(Bun.SHA256.hash(jti).buffer);
     const number = digest[0] as number;
     let shard = this.#shards.get(number);

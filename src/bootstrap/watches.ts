@@ -1,106 +1,141 @@
-/** What happens to a watch, as both sides see it. The rules decide (`bootstrap.ts`); this carries it out and says so. */
+/** Carries out what the rules of bootstrap decide, and tells both sides. */
+import type { Connections } from '../admission/connections.ts';
+import type { Limits } from '../admission/limits.ts';
 import type { Answers } from '../answers.ts';
-import type { Arbiter } from '../arbiter.ts';
-import type { Bootstrap, Watch } from './bootstrap.ts';
-import type { Clock, Connection } from '../connection.ts';
-import { frames } from '../wire/frames.ts';
-import type { Roster } from '../admission/connections.ts';
 import type { Stats } from '../observe/stats.ts';
-
-interface Parts {
-  bootstrap: Bootstrap<Connection>;
-  answers: Answers;
-  roster: Roster;
-  stats: Stats;
-}
+import type { Peer, Watch } from '../peer.ts';
+import type { ErrorCode, RejectReason } from '../wire/codes.ts';
+import { frames } from '../wire/frames.ts';
+import type { Bootstrap } from './bootstrap.ts';
+import type { UsedTokens } from './used-tokens.ts';
 
 export class Watches {
-  /** Who is told of what happens. Set before the first socket opens. */
-  arbiter!: Arbiter;
-  readonly #bootstrap: Bootstrap<Connection>;
+  readonly #bootstrap: Bootstrap;
+  readonly #used: UsedTokens;
+  readonly #limits: Limits;
+  readonly #connections: Connections;
   readonly #answers: Answers;
-  readonly #roster: Roster;
   readonly #stats: Stats;
-  readonly #now: Clock;
 
-  constructor({ bootstrap, answers, roster, stats }: Parts, now: Clock) {
+  constructor(
+    bootstrap: Bootstrap,
+    used: UsedTokens,
+    limits: Limits,
+    connections: Connections,
+    answers: Answers,
+    stats: Stats,
+  ) {
     this.#bootstrap = bootstrap;
+    this.#used = used;
+    this.#limits = limits;
+    this.#connections = connections;
     this.#answers = answers;
-    this.#roster = roster;
     this.#stats = stats;
-    this.#now = now;
   }
 
-  /** Begins or renews a watch and says so. @returns It, or why not; then nothing was said. */
-  watch(watcher: Connection, jti: string, now: number): ReturnType<Bootstrap<Connection>['watch']> {
-    const watch = this.#bootstrap.watch(watcher, jti, now);
-    if (typeof watch === 'string') return watch;
-    this.#stats.bootstraps.watched += 1;
-    this.#roster.occupy(watcher);
-    this.#answers.send(watcher, frames.watching(jti));
-    return watch;
+  // What a peer asks of an instance on its own. Each returns the error code where the answer is no.
+
+  watch(watcher: Peer, jti: string, now: number): ErrorCode | undefined {
+    const { watchAttempts } = this.#limits;
+    if (this.#connections.draining) return 'relay_draining';
+    if (watchAttempts.isSpent(watcher.client, now)) return 'rate_limited';
+    watchAttempts.add(watcher.client, now);
+    const watch = this.open(watcher, jti, now);
+    return typeof watch === 'string' ? watch : undefined;
   }
 
-  /** Burns a jti and tells its watcher. @returns The watch, or why not; then nothing was said. */
-  announce(
-    target: Connection,
-    jti: string,
-    frame: string,
-    now: number,
-  ): ReturnType<Bootstrap<Connection>['announce']> {
-    this.evictStale(jti, now);
-    const watch = this.#bootstrap.announce(target, jti, now);
-    if (typeof watch === 'string') return watch;
-    this.#stats.bootstraps.announced += 1;
-    this.#roster.occupy(target);
-    this.#answers.send(watch.watcher, frame);
-    return watch;
+  /** A target announces itself with a jti, which burns it whatever comes after. */
+  announce(target: Peer, jti: string, frame: string, now: number): RejectReason | undefined {
+    const { refusedInits } = this.#limits;
+    if (refusedInits.isSpent(target.client, now)) return 'rate_limited';
+    const refusal = this.#burn(target, jti, frame, now);
+    if (refusal) refusedInits.add(target.client, now);
+    return refusal;
   }
 
-  /** Passes a watcher's answer on. @returns Why not. */
-  answer(
-    watcher: Connection,
-    jti: string,
-    outcome: 'acknowledged' | 'rejected',
-    frame: string,
-  ): 'not_watching' | 'peer_not_connected' | undefined {
-    this.evictStale(jti, this.#now());
-    const watch = this.#bootstrap.answerable(watcher, jti);
-    if (typeof watch === 'string') return watch;
-    this.end(watch, outcome);
-    if (watch.target) this.#answers.send(watch.target, frame);
+  #burn(target: Peer, jti: string, frame: string, now: number): RejectReason | undefined {
+    if (this.#used.has(jti, now)) return 'token_already_used';
+    const watch = this.find(jti, now);
+    if (!watch) return 'no_watcher';
+    if (this.#used.isFull(now)) return 'relay_overloaded';
+    this.#used.add(jti, now);
+    return this.tell(target, watch, frame, now);
+  }
+
+  // The steps behind it, for whoever has checked the limits.
+
+  /** The watch on a jti. One whose time is up is ended first, so that expiry is exact between two sweeps too. */
+  find(jti: string, now: number): Watch | undefined {
+    const watch = this.#bootstrap.find(jti);
+    if (!watch || !this.#bootstrap.isOver(watch, now)) return watch;
+    this.expire(watch, now);
     return undefined;
   }
 
-  /** A peer has gone, and with it all that it watched or asked. */
-  letGo({ watches, asks }: Connection): void {
+  /** Begins or renews a watch and says so to the watcher. */
+  open(watcher: Peer, jti: string, now: number): Watch | ErrorCode {
+    this.find(jti, now);
+    // A watch that has just ended may have been its own, and it is closed if it did not read that.
+    if (!this.#connections.has(watcher)) return 'relay_unavailable';
+    const watch = this.#bootstrap.watch(watcher, jti, now);
+    if (typeof watch === 'string') return watch;
+    this.#stats.bootstraps.watched += 1;
+    this.#connections.settle(watcher, now);
+    watcher.send(frames.watching(jti));
+    return watch;
+  }
+
+  /** Tells a watcher of the target that announced itself. */
+  tell(target: Peer, watch: Watch, frame: string, now: number): 'token_already_used' | undefined {
+    const refusal = this.#bootstrap.announce(target, watch);
+    if (refusal) return refusal;
+    this.#stats.bootstraps.announced += 1;
+    this.#connections.settle(target, now);
+    watch.watcher.send(frame);
+    return undefined;
+  }
+
+  /** Passes a watcher's answer on to the target. */
+  answer(
+    watcher: Peer,
+    jti: string,
+    outcome: 'acknowledged' | 'rejected',
+    frame: string,
+    now: number,
+  ): 'not_watching' | 'peer_not_connected' | undefined {
+    const watch = this.find(jti, now);
+    if (watch?.watcher !== watcher) return 'not_watching';
+    const { target } = watch;
+    if (!target) return 'peer_not_connected';
+    this.end(watch, outcome, now);
+    target.send(frame);
+    return undefined;
+  }
+
+  /** A peer has gone, and with it all that it watched or announced. `why` is what waiting targets are told. */
+  leave({ watches, announced }: Peer, why: RejectReason, now: number): void {
     for (const watch of watches ?? []) {
-      this.end(watch, 'abandoned');
-      if (watch.target) this.#answers.reject(watch.target, watch.jti, 'watcher_disconnected');
+      this.end(watch, 'abandoned', now);
+      if (watch.target) this.#answers.reject(watch.target, watch.jti, why);
     }
-    for (const watch of asks ?? []) this.end(watch, 'abandoned');
+    for (const watch of announced ?? []) this.end(watch, 'abandoned', now);
   }
 
   end(
-    watch: Watch<Connection>,
+    watch: Watch,
     outcome: 'acknowledged' | 'rejected' | 'expired' | 'abandoned',
+    now: number,
   ): void {
     this.#bootstrap.end(watch);
     this.#stats.bootstraps[outcome] += 1;
-    this.#roster.settle(watch.watcher, this.#now());
-    if (watch.target) this.#roster.settle(watch.target, this.#now());
-    this.arbiter.endedWatch(watch);
+    this.#connections.settle(watch.watcher, now);
+    if (watch.target) this.#connections.settle(watch.target, now);
+    watch.onEnd?.();
   }
 
-  expire(watch: Watch<Connection>): void {
-    this.end(watch, 'expired');
+  expire(watch: Watch, now: number): void {
+    this.end(watch, 'expired', now);
     this.#answers.watchExpired(watch.watcher, watch.jti);
     if (watch.target) this.#answers.reject(watch.target, watch.jti, 'watch_expired');
-  }
-
-  /** Between two sweeps, too, an end is exact. */
-  evictStale(jti: string, now: number): void {
-    const stale = this.#bootstrap.stale(jti, now);
-    if (stale) this.expire(stale);
   }
 }

@@ -61,11 +61,12 @@ export function factsOf({ body }: Answer): Facts | undefined {
  */
 export function healthOf(answer: Answer, path: string): Finding {
   const health = parseObject(answer.body);
-  const number = health?.['sessions'];
-  const facts = Number.isSafeInteger(number) ? { sessions: number } : {};
-  const sessions = number === 1 ? '1 session' : `${String(facts.sessions || 'no')} sessions`;
+  const count = Number.isSafeInteger(health?.['sessions']) ? Number(health?.['sessions']) : 0;
+  const sessions = `${count || 'no'} session${count === 1 ? '' : 's'}`;
   const status = health?.['status'];
-  if (status === 'ok' && answer.status === 200) return { found: `ok, ${sessions}`, facts };
+  if (status === 'ok' && answer.status === 200) {
+    return { found: `ok, ${sessions}`, facts: { sessions: count } };
+  }
   if (status === 'draining') throw new Problem('draining', `draining, ${sessions} left`);
   if (status === 'unavailable') throw new Problem('redis_lost', `no Redis, ${sessions}`);
   if (answer.status === 429) throw new Problem('too_many_requests', saysOf(answer));

@@ -27,7 +27,7 @@ const texts = {
   },
   no_answer: {
     means:
-      'The machine is down, a firewall drops what is sent to the port, or what listens there hangs.',
+      'The relay was stopped, the machine is down, a firewall drops what is sent to the port, or what listens there hangs.',
     change:
       'Open the port in the firewall or the security group, and look whether the relay runs. From a browser: reload the page.',
   },

@@ -168,7 +168,8 @@ export function checkIdle(
       if (!(error instanceof RelayError) || isError(error, 'rate_limited')) throw error;
       throw new Problem('idle_cut', `cut after ${waited()} s without a message (${error.code})`);
     }
-    return { found: `still there after ${waited()} s`, facts: { idleSeconds: waited() } };
+    const found = `${skip?.aborted ? 'skipped, ' : ''}still there after ${waited()} s`;
+    return { found, facts: { idleSeconds: waited() } };
   };
   return take(reporter, 'idle', unlessLimited(work));
 }

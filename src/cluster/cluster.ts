@@ -1,337 +1,353 @@
 /**
- * Many instances as one relay. The instance that a target (or a watcher) is connected to owns its session, and is the
- * only one to write it. Redis says who owns which code and jti, counts what must be counted together (`claims.ts`), and
- * carries messages between instances (`post.ts`, `links.ts`), as long as it is in reach (`reach.ts`). A question to it
- * takes its time; meanwhile the socket's frames wait their turn (`turns.ts`).
+ * Many instances as one relay. Redis knows which instance owns which code and token id (`directory.ts`) and carries what
+ * they say to each other (`mail.ts`). The instance that a target, or a watcher, is connected to owns its session, and is
+ * the only one to change it. Whoever comes to it from another instance is a guest there (`guests.ts`) and has a tunnel
+ * on its own instance (`tunnels.ts`).
  */
-import { type Arbiter, failure } from '../arbiter.ts';
-import type { Watch } from '../bootstrap/bootstrap.ts';
-import type { Bus } from './bus.ts';
-import { Claims, isClaim, type Owned, ownerOf } from './directory.ts';
+import { WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
 import type { Config } from '../config.ts';
 import type { Clock, Connection } from '../connection.ts';
-import { Links } from './links.ts';
 import type { Log } from '../observe/log.ts';
-import type { Session } from '../pairing/pairing.ts';
-import { Post } from './post.ts';
-import type { ErrorCode, RejectReason } from '../wire/frames.ts';
-import { Reach } from './reach.ts';
-import { DirectWire } from './remote.ts';
-import { Room } from './room.ts';
-import type { Sockets } from '../socket.ts';
-import { Turns } from './turns.ts';
+import { hideBurned } from '../pairing/sessions.ts';
+import type { Session, Watch } from '../peer.ts';
+import type { Cluster as ClusterOfSockets, Sockets } from '../socket.ts';
+import type { ErrorCode, RejectReason } from '../wire/codes.ts';
+import { type Claim, Directory, isClaim, type Owned, ownerOf } from './directory.ts';
+import { Guests } from './guests.ts';
+import { type Item, Mail, readMessage, type ToOwner } from './mail.ts';
+import { RedisConnections, type Redis } from './redis.ts';
+import { RedisError, type RedisUrl } from './redis-url.ts';
+import { Tunnels } from './tunnels.ts';
 
-interface Parts {
-  /** This instance, in this life of it: nobody else's name, ever. */
-  id: string;
-  config: Config;
-  sockets: Sockets;
-  bus: Bus;
-  log: Log;
-  now: Clock;
-}
+/** How often an instance asks whether Redis, and the instances that it has to do with, are there. Milliseconds. */
+export const BEAT_MS = 500;
+/** Beats without an answer, after which the connections to Redis are opened anew. */
+const SILENT_BEATS = 3;
+/** How long a start waits for Redis, in milliseconds. */
+const START_WAIT_MS = 5000;
 
-export class Cluster implements Arbiter {
+export class Cluster implements ClusterOfSockets {
   readonly id: string;
+  readonly #config: Config;
   readonly #sockets: Sockets;
+  readonly #redis: Redis;
+  readonly #log: Log;
   readonly #now: Clock;
-  readonly #reach: Reach;
-  readonly #claims: Claims;
-  readonly #post: Post;
-  readonly #links: Links;
-  readonly #turns: Turns;
-  readonly #room: Room;
+  readonly #directory: Directory;
+  readonly #mail: Mail;
+  readonly #guests: Guests;
+  readonly #tunnels: Tunnels;
+  #isUp = false;
+  #isBeating = false;
+  #silentBeats = 0;
+  /** Used token ids in Redis, as of the last beat. */
+  #burnt = 0;
+  /** Instances with which everything ended when Redis went out of reach, and that may not know. */
+  readonly #untold = new Set<string>();
+  /** Why Redis is out of reach. */
+  problem = 'no answer yet';
+  /** Called when Redis comes into reach, the first time and after each loss. */
+  onUp: () => void = () => {};
 
-  constructor({ id, config, sockets, bus, log, now }: Parts) {
+  /** @param id This instance in this life of it: never given again. */
+  constructor(id: string, config: Config, sockets: Sockets, redis: Redis, log: Log, now: Clock) {
     this.id = id;
+    this.#config = config;
     this.#sockets = sockets;
+    this.#redis = redis;
+    this.#log = log;
     this.#now = now;
-    this.#room = new Room(config, now);
-    const { answers, sessions } = sockets;
-    let last = 0;
-    const serial = (): number => (last += 1);
-    const isUp = (): boolean => this.#reach.isUp;
-    const onFault = (error: unknown): void => this.#reach.down(error);
-    const key = (kind: string, name: string): string => `${config.redisPrefix}${kind}:${name}`;
-
-    this.#turns = new Turns({
-      room: this.#room,
-      maxBacklogBytes: config.maxBacklogBytes,
-      answers,
-      received: (connection, frame) => sockets.received(connection, frame),
-      gone: (connection) => this.#gone(connection),
-    });
-    this.#claims = new Claims({
-      id,
-      config,
-      bus,
-      now,
-      key,
-      serial,
-      isUp,
-      onFault,
-      onTaken: (owned) => this.#taken(owned),
-    });
-    this.#post = new Post({
-      id,
-      bus,
-      log,
-      room: this.#room,
-      channelOf: (other) => key('to', other),
-      serial,
-      isUp,
-      onFault,
-      onItems: (peer, items) => this.#links.deliver(peer, items),
-      onLost: (peer, why) => this.#links.lose(peer, why),
-      onAnew: (peer) => this.#links.loseOpen(peer),
-    });
-    this.#links = new Links(
-      {
-        answers,
-        sessions,
-        serial,
-        beats: () => this.#reach.beats,
-        isUp,
-        settle: (connection) => sockets.roster.settle(connection, now()),
-        received: (far, frame) => sockets.received(far, frame),
-        closed: (far) => this.closed(far),
-        letGo: (far, why) => sockets.letGo(far, why),
-        join: (far, otc) => this.#join(far, otc),
-        announce: (far, jti, frame, then) =>
-          this.#turns.run(far, async () => {
-            const refusal = await this.#announce(far, jti, frame);
-            // A claim of somebody else's: the watch has moved on since it was looked up.
-            then(refusal && isClaim(refusal) ? 'no_watcher' : refusal);
-          }),
-      },
-      this.#post,
-    );
-    this.#reach = new Reach({
-      bus,
-      log,
-      alive: key('alive', id),
-      channel: key('to', id),
-      onBeat: () => {
-        this.#links.expire();
-        this.#room.sweep();
-        return this.#post.peers.keys();
-      },
-      onDead: (other) => {
-        this.#post.lose(this.#post.peer(other), 'peer_disconnected');
-        this.#post.tellOver(other);
-      },
-      onDown: () => this.#post.loseAll(),
-      recover: () => this.#claims.renew(),
-      onRecovered: () => this.#post.tellLost(),
-    });
-    bus.onMessage = (text) => {
-      if (/^\d+$/.test(text)) this.#reach.echoed(Number(text));
-      else this.#post.delivered(text);
-    };
-    bus.onLost = onFault;
-    bus.onReady = () => void this.beat();
+    const { answers, connections, sessions, watches } = sockets;
+    this.#directory = new Directory(id, config, redis);
+    this.#mail = new Mail(id, redis);
+    this.#guests = new Guests(this.#mail, sessions, watches, now);
+    this.#tunnels = new Tunnels(this.#mail, answers, connections, now);
+    this.#mail.onUnheard = (instance) => this.#lose(instance, 'peer_disconnected');
+    redis.onMessage = (json) => this.#hear(json);
+    redis.onLost = (reason) => this.#down(reason);
+    redis.onReady = () => void this.beat();
   }
 
   get isUp(): boolean {
-    return this.#reach.isUp;
+    return this.#isUp;
   }
 
-  get lastProblem(): string {
-    return this.#reach.lastProblem;
-  }
-
-  set onUp(told: () => void) {
-    this.#reach.onUp = told;
-  }
-
-  get pipes(): number {
-    return this.#links.pipes;
+  get tunnels(): number {
+    return this.#tunnels.size;
   }
 
   get books(): Record<string, number> {
     return {
-      instances: this.#post.peers.size,
-      pipes: this.#links.pipes,
-      fars: this.#links.fars,
-      ...this.#claims.books,
-      waitingBytes: this.#room.used,
-      senders: this.#room.clients,
+      tunnels: this.#tunnels.size,
+      guests: this.#guests.size,
+      ...this.#directory.books,
+      burnt: this.#burnt,
+      waitingBytes: this.#mail.waitingBytes,
     };
   }
 
-  beat(): Promise<void> {
-    return this.#reach.beat();
+  // What a socket of this instance asks. Each comes to the error code where the answer is no.
+
+  async listen(target: Connection, otc: string): Promise<ErrorCode | undefined> {
+    const { connections, sessions } = this.#sockets;
+    if (target.session || target.tunnel) return 'already_in_session';
+    if (connections.draining) return 'relay_draining';
+    if (!this.#isUp) return 'relay_unavailable';
+    return this.#directory.claimCode(
+      target,
+      otc,
+      () => {
+        if (connections.draining) return 'relay_draining';
+        if (!this.#isUp) return 'relay_unavailable';
+        sessions.find(otc, this.#now());
+        return sessions.open(target, otc, this.#now());
+      },
+      ({ controller }) => this.#guests.ended(controller),
+    );
   }
 
-  farewell(): void {
-    this.#links.farewell();
+  async connect(controller: Connection, otc: string): Promise<ErrorCode | undefined> {
+    if (controller.session || controller.tunnel) return 'already_in_session';
+    if (!this.#isUp) return 'relay_unavailable';
+    const claim = await this.#directory.findCode(controller, otc);
+    if (!isClaim(claim)) return claim;
+    const refusal = await this.#join(controller, claim);
+    if (!refusal || refusal === 'relay_unavailable') return refusal;
+    return hideBurned(refusal, await this.#directory.failCode(controller, otc));
   }
 
-  resign(): Promise<void> {
-    return this.#reach.resign();
+  async #join(controller: Connection, claim: Claim): Promise<ErrorCode | undefined> {
+    if (!this.#isUp) return 'relay_unavailable';
+    if (ownerOf(claim) !== this.id) {
+      return (await this.#tunnels.open(controller, ownerOf(claim), claim)) as ErrorCode;
+    }
+    const session = this.#session(claim);
+    if (!session) return 'otc_not_found';
+    const refusal = this.#sockets.sessions.join(controller, session, this.#now());
+    if (!refusal) this.#keep(session);
+    return refusal;
   }
 
-  received(connection: Connection, frame: string | Buffer): void {
-    this.#turns.received(connection, frame);
+  async watch(watcher: Connection, jti: string): Promise<ErrorCode | undefined> {
+    const { connections, watches } = this.#sockets;
+    if (connections.draining) return 'relay_draining';
+    if (!this.#isUp) return 'relay_unavailable';
+    return this.#directory.claimWatch(
+      watcher,
+      jti,
+      () => {
+        if (connections.draining) return 'relay_draining';
+        if (!this.#isUp) return 'relay_unavailable';
+        return watches.open(watcher, jti, this.#now());
+      },
+      ({ target }) => this.#guests.ended(target),
+    );
+  }
+
+  async announce(
+    target: Connection,
+    jti: string,
+    frame: string,
+  ): Promise<RejectReason | undefined> {
+    if (!this.#isUp) return 'relay_unavailable';
+    const claim = await this.#directory.burn(target, jti);
+    if (!isClaim(claim)) return claim;
+    if (!this.#isUp) return 'relay_unavailable';
+    if (ownerOf(claim) !== this.id) {
+      return this.#tunnels.open(target, ownerOf(claim), claim, { jti, frame });
+    }
+    const watch = this.#watch(claim);
+    // It was watched when it was burned, and is not any more.
+    if (!watch) return 'watcher_disconnected';
+    return this.#sockets.watches.tell(target, watch, frame, this.#now());
   }
 
   closed(connection: Connection): void {
-    this.#turns.closed(connection);
+    this.#tunnels.closed(connection);
   }
 
-  #gone(connection: Connection): void {
-    const sockets = this.#sockets;
-    if (connection.remote?.link) {
-      return sockets.answers.guard(connection, () => {
-        sockets.letGo(connection);
-        this.#links.end(connection);
-      });
-    }
-    this.#links.leave(connection);
-    sockets.closed(connection);
+  // What this instance owns.
+
+  #session(claim: string): Session | undefined {
+    const owned = isClaim(claim) ? this.#directory.owned(claim) : undefined;
+    if (!owned || !('otc' in owned)) return undefined;
+    return this.#sockets.sessions.find(owned.otc, this.#now()) === owned ? owned : undefined;
   }
 
-  // What others have a say in
-
-  listen(target: Connection, otc: string): undefined {
-    this.#ask(target, () => this.#listen(target, otc));
+  #watch(claim: string): Watch | undefined {
+    const owned = isClaim(claim) ? this.#directory.owned(claim) : undefined;
+    if (!owned || 'otc' in owned) return undefined;
+    return this.#sockets.watches.find(owned.jti, this.#now()) === owned ? owned : undefined;
   }
 
-  connect(controller: Connection, otc: string): undefined {
-    this.#ask(controller, () => this.#connect(controller, otc));
+  /** How long something may last at most, in milliseconds from now. */
+  #ttlOf(owned: Owned): number {
+    const end =
+      'otc' in owned ? this.#sockets.pairing.lastEndOf(owned) : owned.since + WATCH_TTL_MS;
+    return end - this.#now();
   }
 
-  done(sender: Connection): ErrorCode | undefined {
-    const pipe = sender.remote?.session;
-    if (!pipe) return this.#sockets.sessions.done(sender);
-    this.#turns.run(sender, () => this.#links.done(pipe));
-    return undefined;
-  }
-
-  watch(watcher: Connection, jti: string): undefined {
-    this.#ask(watcher, () => this.#watch(watcher, jti));
-  }
-
-  init(target: Connection, jti: string, frame: string): undefined {
-    this.#turns.run(target, async () => {
-      const reason = await this.#init(target, jti, frame);
-      if (reason) this.#sockets.answers.reject(target, jti, reason as RejectReason);
+  /** Keeps the claim on a code for as long as its pairing may last. */
+  #keep(session: Session): void {
+    void this.#directory.prolong(session, this.#ttlOf(session)).then((isHeld) => {
+      if (!isHeld) this.#taken(session);
     });
   }
 
-  /** Takes its time to say why not; meanwhile the socket's frames wait. */
-  #ask(connection: Connection, question: () => Promise<string | undefined>): void {
-    this.#turns.run(connection, async () => {
-      const refusal = await question();
-      if (refusal) this.#sockets.answers.refuse(connection, refusal as ErrorCode);
-    });
-  }
-
-  async #listen(target: Connection, otc: string): Promise<string | undefined> {
-    const { roster, sessions } = this.#sockets;
-    if (target.session || target.remote?.session) return 'already_in_session';
-    if (roster.draining) return 'relay_draining';
-    if (!this.isUp) return 'relay_unavailable';
-    const [answer, claim] = await this.#claims.claimCode(target.client, otc);
-    if (answer !== 'ok') return answer;
-    const now = this.#now();
-    sessions.evictStale(otc, now);
-    const session = roster.draining ? 'relay_draining' : sessions.open(target, otc, now);
-    if (typeof session === 'string') {
-      this.#claims.releaseCode(otc, claim);
-      return session;
-    }
-    this.#claims.hold(session, claim);
-    return undefined;
-  }
-
-  async #connect(controller: Connection, otc: string): Promise<string | undefined> {
-    if (controller.session || controller.remote?.session) return 'already_in_session';
-    const { client } = controller;
-    const answer = await this.#claims.findCode(client, otc);
-    if (!isClaim(answer)) return answer;
-    const owner = ownerOf(answer);
-    const refusal =
-      owner === this.id
-        ? this.#join(controller, otc)
-        : await this.#links.open(controller, owner, ['connect', otc, client]);
-    if (!refusal || refusal === 'relay_unavailable') return refusal;
-    return failure(refusal, await this.#claims.fail(client, otc));
-  }
-
-  /** @returns Why not. */
-  #join(controller: Connection, otc: string): string | undefined {
-    const session = this.#sockets.sessions.join(controller, otc, this.#now());
-    return typeof session === 'string' ? session : undefined;
-  }
-
-  async #watch(watcher: Connection, jti: string): Promise<string | undefined> {
-    const { roster, watches } = this.#sockets;
-    if (roster.draining) return 'relay_draining';
-    if (!this.isUp) return 'relay_unavailable';
-    const [answer, claim] = await this.#claims.claimWatch(watcher, jti);
-    if (answer !== 'ok') return answer;
-    const now = this.#now();
-    watches.evictStale(jti, now);
-    const watch = roster.draining ? 'relay_draining' : watches.watch(watcher, jti, now);
-    if (typeof watch === 'string') {
-      this.#claims.releaseWatch(jti, claim);
-      return watch;
-    }
-    this.#claims.hold(watch, claim);
-    return undefined;
-  }
-
-  async #init(target: Connection, jti: string, frame: string): Promise<string | undefined> {
-    const outcome = await this.#announce(target, jti, frame);
-    if (!outcome || !isClaim(outcome)) return outcome;
-    return this.#links.open(target, ownerOf(outcome), ['init', jti, target.client, frame]);
-  }
-
-  /**
-   * Burns a jti and tells its watcher, where that is one of ours.
-   * @returns Where it is another's, the claim; where it is refused, why.
-   */
-  async #announce(target: Connection, jti: string, frame: string): Promise<string | undefined> {
-    const { burnt, watches } = this.#sockets;
-    const answer = await this.#claims.burn(target.client, jti, burnt.isFull(this.#now()));
-    if (!isClaim(answer) || ownerOf(answer) !== this.id) return answer;
-    const watch = watches.announce(target, jti, frame, this.#now());
-    // It was watched when it was burned, and is not any more.
-    if (watch === 'no_watcher') return 'watcher_disconnected';
-    return typeof watch === 'string' ? watch : undefined;
-  }
-
-  // What it is told
-
-  /** A controller has joined: the code's time starts again, and a far one needs another way than Bun's topics. */
-  joined(session: Session<Connection>): void {
-    this.#claims.prolong(session);
-    const { target, controller } = session;
-    if (!controller?.remote?.link) return;
-    this.#links.accept(controller);
-    target.ws = new DirectWire(target, target.ws);
-  }
-
-  ended(session: Session<Connection>): void {
-    this.#claims.giveUp(session);
-    this.#links.end(session.controller);
-    const { target } = session;
-    if (target.ws instanceof DirectWire) target.ws = target.ws.out;
-  }
-
-  endedWatch(watch: Watch<Connection>): void {
-    this.#claims.giveUp(watch);
-    this.#links.end(watch.target);
-  }
-
-  /** Somebody else has it now. */
+  /** Somebody else has claimed it. */
   #taken(owned: Owned): void {
     const { answers, sessions, watches } = this.#sockets;
-    if (!('otc' in owned)) return watches.expire(owned);
-    const { target, controller } = owned;
-    sessions.end(owned, 'abandoned');
-    answers.refuse(target, 'relay_unavailable');
-    if (controller) answers.refuse(controller, 'relay_unavailable');
+    if ('otc' in owned) {
+      const isHeld = owned.target.session === owned;
+      if (isHeld) {
+        answers.guard(owned.target, () => sessions.lose(owned, 'relay_unavailable', this.#now()));
+      }
+    } else {
+      answers.guard(owned.watcher, () => watches.expire(owned, this.#now()));
+    }
   }
+
+  // What other instances say.
+
+  #hear(json: string): void {
+    const message = readMessage(json);
+    if (!message) {
+      this.#log.warn('another program, or another version, sent a message that is not understood');
+      return;
+    }
+    const [from, content] = message;
+    // Whoever says something while this instance is down takes it for one that is up.
+    if (!this.#isUp) this.#untold.add(from);
+    else if (content === 'over') this.#lose(from, 'relay_unavailable');
+    else for (const item of content) this.#handle(from, item);
+  }
+
+  /** A fault of ours ends the one socket that it happened on. */
+  #handle(from: string, [end, what]: Item): void {
+    try {
+      if (end === 'socket') this.#tunnels.hear(from, what);
+      else if (what[0] === 'connect') this.#admit(from, what);
+      else if (what[0] === 'announce') {
+        const [, link, frame, claim, client] = what;
+        this.#guests.announce(from, link, client, frame, this.#watch(claim));
+      } else this.#guests.hear(from, what);
+    } catch (error) {
+      const link = what[1];
+      const peer = this.#guests.find(from, link) ?? this.#tunnels.find(from, link)?.connection;
+      this.#sockets.answers.failed(peer, error);
+    }
+  }
+
+  #admit(from: string, [, link, claim, client]: Extract<ToOwner, ['connect', ...unknown[]]>): void {
+    const session = this.#session(claim);
+    const isJoining = session && !session.controller;
+    this.#guests.connect(from, link, client, session);
+    if (isJoining) this.#keep(session);
+  }
+
+  /** Everything with an instance is over. */
+  #lose(instance: string, why: 'relay_unavailable' | 'peer_disconnected'): void {
+    this.#guests.lose(instance, why);
+    this.#tunnels.lose(instance, why);
+  }
+
+  // Whether Redis is in reach.
+
+  /** To be called every `BEAT_MS`: asks Redis, on both connections, and which other instances are there. */
+  async beat(): Promise<void> {
+    if (this.#isBeating) return;
+    this.#isBeating = true;
+    this.#tunnels.beat();
+    try {
+      const others = new Set([...this.#guests.instances, ...this.#tunnels.instances]);
+      const { redisPrefix } = this.#config;
+      const [answer] = await Promise.all([
+        this.#redis.run(
+          'beat',
+          [`${redisPrefix}probe`, `${redisPrefix}burnt`],
+          [this.id, ...others],
+        ),
+        this.#redis.ping(),
+      ]);
+      const [, burnt, ...absent] = answer as [number, number, ...string[]];
+      this.#burnt = burnt;
+      if (absent.includes(this.id)) throw new Error('it does not know this instance any more');
+      for (const instance of absent) this.#lose(instance, 'peer_disconnected');
+      this.#silentBeats = 0;
+      if (!this.#isUp) await this.#up();
+    } catch (error) {
+      this.#down((error as Error).message);
+      this.#silentBeats += 1;
+      if (this.#silentBeats % SILENT_BEATS === 0) this.#redis.reconnect();
+    }
+    this.#isBeating = false;
+  }
+
+  async #up(): Promise<void> {
+    const taken = await this.#directory.renew((owned) => this.#ttlOf(owned));
+    for (const owned of taken) this.#taken(owned);
+    for (const instance of this.#untold) this.#mail.tellOver(instance);
+    this.#untold.clear();
+    this.#isUp = true;
+    this.onUp();
+  }
+
+  /** From now on this instance is on its own: what crossed is over, and pairs within it go on. */
+  #down(reason: string): void {
+    const isNews = this.#isUp || reason !== this.problem;
+    this.problem = reason;
+    if (isNews) {
+      this.#log.warn('Redis is out of reach: only pairings within this instance go on', {
+        problem: reason,
+      });
+    }
+    if (!this.#isUp) return;
+    this.#isUp = false;
+    for (const instance of new Set([...this.#guests.instances, ...this.#tunnels.instances])) {
+      this.#untold.add(instance);
+      this.#lose(instance, 'relay_unavailable');
+    }
+  }
+
+  /** Leaves for good, once everything that was said has gone out. */
+  async leave(): Promise<void> {
+    await this.#mail.settled();
+    this.#isUp = false;
+    this.#redis.onLost = () => {};
+    this.#redis.close();
+  }
+}
+
+/**
+ * Makes a relay one of many.
+ * @returns What takes it out again.
+ * @throws {RedisError} Where Redis does not answer as it must within 5 s.
+ */
+export async function joinCluster(
+  config: Config,
+  sockets: Sockets,
+  log: Log,
+  now: Clock,
+): Promise<{ leave: () => Promise<void> }> {
+  const id = Buffer.from(crypto.getRandomValues(new Uint8Array(9))).toString('base64url');
+  const url = config.redisUrl as RedisUrl;
+  const redis = new RedisConnections(url, `${config.redisPrefix}inbox:`, id);
+  const cluster = new Cluster(id, config, sockets, redis, log, now);
+  const { promise: isUp, resolve } = Promise.withResolvers<boolean>();
+  cluster.onUp = () => resolve(true);
+  const timer = setInterval(() => void cluster.beat(), BEAT_MS);
+  const deadline = setTimeout(() => resolve(false), START_WAIT_MS);
+  const leave = async (): Promise<void> => {
+    clearInterval(timer);
+    await cluster.leave();
+  };
+  log.info('waiting for Redis', { redis: url, atMostMs: START_WAIT_MS });
+  if (!(await isUp)) {
+    await leave();
+    throw new RedisError(`REDIS_URL: ${url.toString()} can’t be used: ${cluster.problem}`);
+  }
+  clearTimeout(deadline);
+  cluster.onUp = () => log.info('Redis is in reach again');
+  sockets.cluster = cluster;
+  return { leave };
 }

@@ -1,208 +1,236 @@
-/** What this instance owns, as Redis knows it: which code and jti, by which claim; and the questions that Redis decides. */
-import { BURNT_TTL_MS, type Watch, WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
-import type { Bus } from './bus.ts';
+/** Asks Redis who owns a code or a token id, and keeps the claims of this instance. */
+import { networksOf } from '../admission/limits.ts';
+import { BURNT_TTL_MS, WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
 import type { Config } from '../config.ts';
-import type { Clock, Connection } from '../connection.ts';
-import type { Session } from '../pairing/pairing.ts';
-import { isReason } from '../wire/frames.ts';
+import type { Peer, Session, Watch } from '../peer.ts';
+import { type ErrorCode, isReason, type RejectReason } from '../wire/codes.ts';
+import type { Redis } from './redis.ts';
 import type { Script } from './scripts.ts';
 
-/** Claims that are renewed at once when Redis is back. */
-const RENEW_BATCH = 500;
+/** Claims that are renewed or released at once when Redis is back. */
+const BATCH = 500;
+/** Claims that may have to be released when Redis is back. The rest expire by themselves. */
+const MAX_ORPHANS = 10_000;
 
-export type Owned = Session<Connection> | Watch<Connection>;
+export type Owned = Session | Watch;
+/** `instance.number`, unique for ever: which instance owns something, and which thing of its own it is. */
+export type Claim = `${string}.${number}`;
 
-/** Whose it is, and which of theirs. */
 const CLAIM = /^[\w-]+\.\d+$/;
-export const isClaim = (answer: string): boolean => CLAIM.test(answer);
-export const ownerOf = (claim: string): string => claim.slice(0, claim.indexOf('.'));
-/** What each script answers where it does not refuse. Anything else is not believed, and repeated to nobody. */
-const SUCCESSES = {
+export const isClaim = (answer: string): answer is Claim => CLAIM.test(answer);
+export const ownerOf = (claim: Claim): string => claim.slice(0, claim.indexOf('.'));
+
+/** What each script may answer apart from an error code. Any other answer is not believed, and repeated to nobody. */
+const ANSWERS = {
   claimCode: /^ok$/,
   findCode: CLAIM,
-  fail: /^(?:counted|burned)$/,
+  failCode: /^(?:counted|burned)$/,
   claimWatch: /^ok$/,
-  init: CLAIM,
+  burn: CLAIM,
 } as const satisfies Partial<Record<Script, RegExp>>;
+
 const hash = (jti: string): string =>
-  Buffer.from(Bun.SHA256.hash(jti).buffer).toString('base64url');
+  Buffer.from(Bun.SHA256.hash(jti).buffer).toString('base64url').slice(0, 22);
 
-interface Parts {
-  id: string;
-  config: Config;
-  bus: Bus;
-  now: Clock;
-  /** The name of a key in Redis. */
-  key: (kind: string, name: string) => string;
-  serial: () => number;
-  isUp: () => boolean;
-  onFault: (error: unknown) => void;
-  /** Somebody else has it now. */
-  onTaken: (owned: Owned) => void;
-}
+export class Directory {
+  readonly #id: string;
+  readonly #config: Config;
+  readonly #redis: Redis;
+  /** What this instance owns: its claim and its key in Redis. */
+  readonly #claims = new Map<Owned, { claim: Claim; key: string }>();
+  readonly #owned = new Map<Claim, Owned>();
+  /** Claims that may stand in Redis though nobody here holds them. */
+  #orphans: { key: string; claim: Claim }[] = [];
+  #last = 0;
 
-export class Claims {
-  readonly #parts: Parts;
-  readonly #held = new Map<Owned, string>();
-  /** Claims that may stand in Redis though nobody here holds them: keys and claims. */
-  #orphans: [string, string][] = [];
-
-  constructor(parts: Parts) {
-    this.#parts = parts;
+  constructor(id: string, config: Config, redis: Redis) {
+    this.#id = id;
+    this.#config = config;
+    this.#redis = redis;
   }
 
   get books(): Record<'claims' | 'orphans', number> {
-    return { claims: this.#held.size, orphans: this.#orphans.length };
+    return { claims: this.#claims.size, orphans: this.#orphans.length };
   }
 
-  #code(otc: string): string {
-    return this.#parts.key('code', otc);
+  /** What a claim of this instance stands for, as long as that has not ended. */
+  owned(claim: Claim): Owned | undefined {
+    return this.#owned.get(claim);
   }
 
-  #jti(jti: string): string {
-    return this.#parts.key('jti', hash(jti));
-  }
-
-  #limits(client: string, otc: string): [string, string] {
-    return [this.#parts.key('codes-by', client), this.#parts.key('tries', otc)];
-  }
-
-  #keyOf(owned: Owned): string {
-    return 'otc' in owned ? this.#code(owned.otc) : this.#jti(owned.jti);
-  }
-
-  #newClaim(): string {
-    return `${this.#parts.id}.${this.#parts.serial()}`;
-  }
-
-  /** @returns `ok` and the claim, or why not. */
-  async claimCode(client: string, otc: string): Promise<[answer: string, claim: string]> {
-    const { sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens } = this.#parts.config;
+  /**
+   * Claims a code for a target, then takes what `open` returns for the session that holds it, unless it is an error
+   * code: then the claim is released.
+   */
+  async claimCode(
+    target: Peer,
+    otc: string,
+    open: () => Session | ErrorCode,
+    onEnd: (session: Session) => void,
+  ): Promise<ErrorCode | undefined> {
+    const { sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens } = this.#config;
     const claim = this.#newClaim();
-    const key = this.#code(otc);
-    const keys = [...this.#limits(client, otc), key, this.#parts.key('listens-by', client)];
+    const keys = [...this.#codeKeys(target, otc), ...this.#clientKeys('listens', target)];
     const values = [claim, sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens];
     const answer = await this.#ask('claimCode', keys, values);
-    if (answer === 'relay_unavailable') this.#orphans.push([key, claim]);
-    return [answer, claim];
+    return this.#settle(answer, claim, this.#codeKey(otc), open, onEnd);
   }
 
-  /** @returns The claim on a code, or why not. */
-  findCode(client: string, otc: string): Promise<string> {
-    const { maxFailedCodes, maxFailedPerCode } = this.#parts.config;
-    const keys = [...this.#limits(client, otc), this.#code(otc)];
-    return this.#ask('findCode', keys, [maxFailedCodes, maxFailedPerCode]);
-  }
-
-  /** Counts a failed attempt. @returns Whether the code is burned. */
-  async fail(client: string, otc: string): Promise<boolean> {
-    const { maxFailedCodes, maxFailedPerCode } = this.#parts.config;
-    const limits = [maxFailedCodes, maxFailedPerCode];
-    return (await this.#ask('fail', this.#limits(client, otc), limits)) === 'burned';
-  }
-
-  /** @returns `ok` and the claim, or why not. */
-  async claimWatch(watcher: Connection, jti: string): Promise<[answer: string, claim: string]> {
-    const claim = this.#newClaim();
-    const key = this.#jti(jti);
-    let own = '';
+  /** Claims a token id for a watcher, likewise. A watch that the watcher has already is renewed. */
+  async claimWatch(
+    watcher: Peer,
+    jti: string,
+    open: () => Watch | ErrorCode,
+    onEnd: (watch: Watch) => void,
+  ): Promise<ErrorCode | undefined> {
+    const key = this.#jtiKey(jti);
+    let claim = this.#newClaim();
     for (const watch of watcher.watches ?? []) {
-      if (watch.jti === jti) own = this.#held.get(watch) ?? '';
+      if (watch.jti === jti) claim = this.#claims.get(watch)?.claim ?? claim;
     }
-    const answer = await this.#ask(
-      'claimWatch',
-      [this.#parts.key('watches-by', watcher.client), key],
-      [claim, WATCH_TTL_MS, this.#parts.config.maxWatches, own],
-    );
-    if (answer === 'relay_unavailable') this.#orphans.push([key, claim]);
-    return [answer, claim];
+    const keys = [key, ...this.#clientKeys('watches', watcher)];
+    const answer = await this.#ask('claimWatch', keys, [
+      claim,
+      WATCH_TTL_MS,
+      this.#config.maxWatches,
+    ]);
+    return this.#settle(answer, claim, key, open, onEnd);
   }
 
-  /** Burns a jti where its watch is ours. @returns The claim of its watch, or why not. */
-  burn(client: string, jti: string, isFull: boolean): Promise<string> {
-    return this.#ask(
-      'init',
-      [this.#parts.key('inits-by', client), this.#parts.key('burnt', hash(jti)), this.#jti(jti)],
-      [this.#parts.id, BURNT_TTL_MS, this.#parts.config.maxRefusedInits, Number(isFull)],
-    );
-  }
-
-  hold(owned: Owned, claim: string): void {
-    this.#held.set(owned, claim);
-  }
-
-  /** A session's time starts again. */
-  prolong(session: Session<Connection>): void {
-    const { bus, config, isUp, onFault } = this.#parts;
-    const claim = this.#held.get(session);
-    if (!claim || !isUp()) return;
-    bus.run('hold', [this.#code(session.otc)], [claim, config.sessionTtlMs]).catch(onFault);
-  }
-
-  giveUp(owned: Owned): void {
-    const claim = this.#held.get(owned);
-    if (claim === undefined) return;
-    this.#held.delete(owned);
-    this.#release(this.#keyOf(owned), claim);
-  }
-
-  releaseCode(otc: string, claim: string): void {
-    this.#release(this.#code(otc), claim);
-  }
-
-  releaseWatch(jti: string, claim: string): void {
-    this.#release(this.#jti(jti), claim);
-  }
-
-  #release(key: string, claim: string): void {
-    const { bus, isUp, onFault } = this.#parts;
-    if (!isUp()) {
-      this.#orphans.push([key, claim]);
-      return;
+  #settle<T extends Owned>(
+    answer: string,
+    claim: Claim,
+    key: string,
+    open: () => T | ErrorCode,
+    onEnd: (what: T) => void,
+  ): ErrorCode | undefined {
+    if (answer !== 'ok') {
+      if (answer === 'relay_unavailable') this.#orphan(key, claim);
+      return answer as ErrorCode;
     }
-    bus.run('release', [key], [claim]).catch((error: unknown) => {
-      this.#orphans.push([key, claim]);
-      onFault(error);
-    });
+    const what = open();
+    if (typeof what === 'string') {
+      // A renewed claim belongs to a watch that goes on.
+      if (!this.#owned.has(claim)) this.#release(key, claim);
+      return what;
+    }
+    this.#claims.set(what, { claim, key });
+    this.#owned.set(claim, what);
+    what.onEnd = () => {
+      this.#claims.delete(what);
+      this.#owned.delete(claim);
+      this.#release(key, claim);
+      onEnd(what);
+    };
+    return undefined;
   }
 
-  /** Puts right what Redis holds of this instance, and gives up what others have taken meanwhile. */
-  async renew(): Promise<void> {
-    const { bus, config, now, onTaken } = this.#parts;
-    const held = [...this.#held];
-    while (held.length > 0) {
-      const renewals = held.splice(0, RENEW_BATCH).map(async ([owned, claim]) => {
-        const isCode = 'otc' in owned;
-        const began = isCode ? owned.stageAt : owned.since;
-        const left = (isCode ? config.sessionTtlMs : WATCH_TTL_MS) - (now() - began);
-        const ttl = Math.max(1, Math.ceil(left));
-        const holds = await bus.run('hold', [this.#keyOf(owned)], [claim, ttl]);
-        if (holds !== 1 && this.#held.has(owned)) onTaken(owned);
-      });
-      await Promise.all(renewals);
+  /** The claim on a code, or the error code. */
+  findCode(controller: Peer, otc: string): Promise<Claim | ErrorCode> {
+    const { maxFailedCodes, maxFailedPerCode } = this.#config;
+    const values = [maxFailedCodes, maxFailedPerCode];
+    return this.#ask('findCode', this.#codeKeys(controller, otc), values) as Promise<ErrorCode>;
+  }
+
+  /** Counts a failed attempt on a code. Returns whether the code is burned. */
+  async failCode(controller: Peer, otc: string): Promise<boolean> {
+    const { maxFailedCodes, maxFailedPerCode } = this.#config;
+    const values = [maxFailedCodes, maxFailedPerCode];
+    return (await this.#ask('failCode', this.#codeKeys(controller, otc), values)) === 'burned';
+  }
+
+  /** Burns a token id that somebody watches. Returns the claim of its watch, or the error code. */
+  burn(target: Peer, jti: string): Promise<Claim | RejectReason> {
+    const { maxRefusedInits, maxBurnt, redisPrefix } = this.#config;
+    const keys = [
+      this.#jtiKey(jti),
+      `${redisPrefix}burnt`,
+      ...this.#clientKeys('refused-inits', target),
+    ];
+    const values = [hash(jti), BURNT_TTL_MS, maxRefusedInits, maxBurnt];
+    return this.#ask('burn', keys, values) as Promise<RejectReason>;
+  }
+
+  /**
+   * Keeps the claim on something for so many milliseconds from now.
+   * @returns False where somebody else has claimed it; true where it is held, or that could not be found out.
+   */
+  async prolong(what: Owned, ttlMs: number): Promise<boolean> {
+    const held = this.#claims.get(what);
+    if (!held) return true;
+    const values = [held.claim, Math.max(1, Math.ceil(ttlMs))];
+    return (await this.#redis.run('hold', [held.key], values).catch(() => 1)) !== 0;
+  }
+
+  #release(key: string, claim: Claim): void {
+    this.#redis.run('release', [key], [claim]).catch(() => this.#orphan(key, claim));
+  }
+
+  #orphan(key: string, claim: Claim): void {
+    if (this.#orphans.length < MAX_ORPHANS) this.#orphans.push({ key, claim });
+  }
+
+  /**
+   * Puts right what Redis knows of this instance, after it was out of reach or came back empty.
+   * @param ttlOf How long something still has, in milliseconds.
+   * @returns What somebody else has claimed meanwhile.
+   */
+  async renew(ttlOf: (what: Owned) => number): Promise<Owned[]> {
+    const taken: Owned[] = [];
+    const owned = [...this.#claims];
+    while (owned.length > 0) {
+      await Promise.all(
+        owned.splice(0, BATCH).map(async ([what, { claim, key }]) => {
+          const ttl = Math.max(1, Math.ceil(ttlOf(what)));
+          const isHeld = (await this.#redis.run('hold', [key], [claim, ttl])) === 1;
+          if (!isHeld && this.#claims.has(what)) taken.push(what);
+        }),
+      );
     }
     while (this.#orphans.length > 0) {
-      const orphans = this.#orphans.slice(0, RENEW_BATCH);
-      await Promise.all(orphans.map(([key, claim]) => bus.run('release', [key], [claim])));
+      const orphans = this.#orphans.slice(0, BATCH);
+      await Promise.all(
+        orphans.map(({ key, claim }) => this.#redis.run('release', [key], [claim])),
+      );
       this.#orphans.splice(0, orphans.length);
     }
+    return taken;
   }
 
+  /** Comes to what the script answers, or to `relay_unavailable`. */
   async #ask(
-    script: keyof typeof SUCCESSES,
+    script: keyof typeof ANSWERS,
     keys: string[],
     values: (string | number)[],
   ): Promise<string> {
-    const { bus, isUp, onFault } = this.#parts;
-    if (!isUp()) return 'relay_unavailable';
     try {
-      const answer = String(await bus.run(script, keys, values));
-      if (answer === 'late' || !isUp()) return 'relay_unavailable';
-      if (SUCCESSES[script].test(answer) || isReason(answer)) return answer;
-      throw new Error('it answers what the scripts do not');
-    } catch (error) {
-      onFault(error);
+      const answer = String(await this.#redis.run(script, keys, values));
+      return ANSWERS[script].test(answer) || isReason(answer) ? answer : 'relay_unavailable';
+    } catch {
       return 'relay_unavailable';
     }
+  }
+
+  #newClaim(): Claim {
+    this.#last += 1;
+    return `${this.#id}.${this.#last}`;
+  }
+
+  #codeKey(otc: string): string {
+    return `${this.#config.redisPrefix}code:${otc}`;
+  }
+
+  #jtiKey(jti: string): string {
+    return `${this.#config.redisPrefix}jti:${hash(jti)}`;
+  }
+
+  #codeKeys(peer: Peer, otc: string): string[] {
+    const attempts = `${this.#config.redisPrefix}failed-on:${otc}`;
+    return [this.#codeKey(otc), attempts, ...this.#clientKeys('failed-codes', peer)];
+  }
+
+  /** One key for each network that an attempt of a client counts for. */
+  #clientKeys(limit: string, { client }: Peer): string[] {
+    return networksOf(client).map((network) => `${this.#config.redisPrefix}${limit}:${network}`);
   }
 }

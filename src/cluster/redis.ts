@@ -1,41 +1,53 @@
-/** The cluster's Redis: its two connections, and the beat. Loaded only where REDIS_URL is set. */
-import { Redis } from 'ioredis';
-import type { Bus } from './bus.ts';
-import { Cluster } from './cluster.ts';
-import type { Config } from '../config.ts';
-import type { Clock } from '../connection.ts';
-import type { Log } from '../observe/log.ts';
-import { BEAT_MS } from './reach.ts';
-import { RedisError, type RedisUrl } from './redis-url.ts';
+/** The two connections to Redis: one for scripts, one that hears what other instances say. */
+import { Redis as Client } from 'ioredis';
+import type { RedisUrl } from './redis-url.ts';
 import { type Script, sources, TIMELESS } from './scripts.ts';
-import type { Sockets } from '../socket.ts';
 
-/** How long a start waits for Redis, in milliseconds. */
-const START_WAIT_MS = 5000;
 /** How long a command may take, in milliseconds; then Redis counts as out of reach. */
 const COMMAND_TIMEOUT_MS = 1000;
 const CONNECT_TIMEOUT_MS = 2000;
 const RETRY_MS = 250;
 
-type Run = (keys: number, ...rest: (string | number)[]) => Promise<unknown>;
+/** What the cluster needs of Redis, so that the simulation of the tests can stand in for it. */
+export interface Redis {
+  /** Runs a script. Rejects where no answer came in time; Redis does not run it later either. */
+  run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown>;
+  /** Resolves when the connection that hears messages has answered. */
+  ping(): Promise<unknown>;
+  /** Opens both connections anew. */
+  reconnect(): void;
+  close(): void;
+  /** Both connections are open, for the first time or again. */
+  onReady: () => void;
+  onMessage: (text: string) => void;
+  /** Redis is out of reach, or refuses to work, with the reason in one line. What was said meanwhile may be lost. */
+  onLost: (reason: string) => void;
+}
 
-export class RedisBus implements Bus {
+/** Messages of the library that say only that something went wrong before. */
+const FOLLOWS = /^(?:Connection is closed|Stream isn't|Command timed out)/;
+
+export class RedisConnections implements Redis {
   onReady: () => void = () => {};
   onMessage: (text: string) => void = () => {};
-  onLost: (reason: unknown) => void = () => {};
+  onLost: (reason: string) => void = () => {};
   readonly #url: RedisUrl;
-  readonly #alive: string;
-  readonly #commands: Redis;
-  readonly #subscriber: Redis;
-  /** Redis' clock less this process', in milliseconds; at most that, since an answer takes its time. */
-  #offset: number | undefined;
+  readonly #inboxes: string;
+  readonly #commands: Client;
+  readonly #subscriber: Client;
+  /** Redis' clock minus this process', in milliseconds, known from the last beat. */
+  #clockOffset: number | undefined;
   #isSelected = false;
-  /** What went wrong since Redis last answered. */
-  #problem: string | undefined;
+  /** What Redis, or the way to it, last complained of, until a command works again. */
+  #complaint: string | undefined;
 
-  constructor(url: RedisUrl, prefix: string, channel: string) {
+  /**
+   * @param inboxes What the name of every instance's inbox begins with.
+   * @param id This instance, whose inbox is listened to.
+   */
+  constructor(url: RedisUrl, inboxes: string, id: string) {
     this.#url = url;
-    this.#alive = `${prefix}alive:`;
+    this.#inboxes = inboxes;
     const options = {
       host: url.host,
       port: url.port,
@@ -45,7 +57,7 @@ export class RedisBus implements Bus {
       ...(url.isTls && { tls: { servername: url.host } }),
       protocol: 2 as const,
       disableClientInfo: true,
-      // What could not be said at once is not said at all.
+      // A command that could not be sent at once is not sent at all.
       enableOfflineQueue: false,
       autoResendUnfulfilledCommands: false,
       maxRetriesPerRequest: 0,
@@ -55,63 +67,58 @@ export class RedisBus implements Bus {
       // A primary that became a replica: its name may lead to another one by now.
       reconnectOnError: ({ message }: Error) => message.startsWith('READONLY'),
     };
-    this.#commands = new Redis({ ...options, connectionName: 'amesh-relay' });
-    this.#subscriber = new Redis({ ...options, connectionName: 'amesh-relay-sub' });
+    this.#commands = new Client({ ...options, connectionName: 'amesh-relay' });
+    this.#subscriber = new Client({ ...options, connectionName: 'amesh-relay-inbox' });
     for (const [name, lua] of sources) this.#commands.defineCommand(name, { lua });
     for (const connection of [this.#commands, this.#subscriber]) {
-      connection.on('error', (error: Error) => this.onLost(this.#clean(error)));
+      connection.on('error', (error: Error) => this.#lost(error));
       connection.on('close', () => {
         this.#isSelected = false;
-        this.onLost(this.#clean(new Error('Connection is closed.')));
+        this.#lost(new Error('Connection is closed.'));
       });
     }
-    this.#commands.on('ready', () => this.#ready());
+    this.#commands.on('ready', () => this.#opened());
     this.#subscriber.on('message', (_channel: string, text: string) => this.onMessage(text));
     this.#subscriber.on('ready', () => {
-      this.#subscriber
-        .subscribe(channel)
-        .then(() => this.#ready())
-        .catch((error: unknown) => this.onLost(this.#clean(error)));
+      this.#subscriber.subscribe(inboxes + id).then(
+        () => this.#opened(),
+        (error: Error) => this.#lost(error),
+      );
     });
   }
 
-  #ready(): void {
+  #opened(): void {
     if (this.#commands.status === 'ready' && this.#subscriber.status === 'ready') this.onReady();
   }
 
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
-    const run = (this.#commands as unknown as Record<Script, Run>)[script];
-    const deadline =
-      this.#offset === undefined
-        ? Number.MAX_SAFE_INTEGER
-        : Math.floor(performance.now() + this.#offset + COMMAND_TIMEOUT_MS);
+    const isTimeless = TIMELESS.has(script) || this.#clockOffset === undefined;
+    const deadline = isTimeless
+      ? Number.MAX_SAFE_INTEGER
+      : Math.floor(performance.now() + (this.#clockOffset as number) + COMMAND_TIMEOUT_MS);
+    const command = (this.#commands as unknown as Record<Script, (...args: unknown[]) => unknown>)[
+      script
+    ];
     try {
-      // The library goes on with database 0 where there is no such database.
+      // The library goes on with database 0 where the one asked for does not exist.
       if (!this.#isSelected) await this.#commands.select(this.#url.database);
       this.#isSelected = true;
-      const answer = await run.call(
-        this.#commands,
-        keys.length,
-        ...keys,
-        this.#alive,
-        TIMELESS.has(script) ? Number.MAX_SAFE_INTEGER : deadline,
-        ...values,
-      );
-      if (script !== 'beat') return answer;
-      const [isKnown, now, ...dead] = answer as [number, number, ...string[]];
-      this.#offset = now - performance.now();
-      this.#problem = undefined;
-      return [isKnown, ...dead];
+      const args = [keys.length, ...keys, deadline, this.#inboxes, ...values];
+      const answer = await command.apply(this.#commands, args);
+      // The answer took its time, so the true offset is a little more, and a deadline a little early.
+      if (script === 'beat') this.#clockOffset = (answer as number[])[0]! - performance.now();
+      this.#complaint = undefined;
+      return answer;
     } catch (error) {
-      throw this.#clean(error);
+      throw this.#lost(error as Error);
     }
   }
 
-  async publish(channel: string, text: string): Promise<number> {
+  async ping(): Promise<void> {
     try {
-      return await this.#commands.publish(channel, text);
+      await this.#subscriber.ping();
     } catch (error) {
-      throw this.#clean(error);
+      throw this.#lost(error as Error);
     }
   }
 
@@ -125,54 +132,18 @@ export class RedisBus implements Bus {
     this.#subscriber.disconnect();
   }
 
-  /** What went wrong in one line, without anything that we said to Redis: it quotes commands that it refuses. */
-  #clean(error: unknown): Error {
-    const { message } = error as Error;
+  /** Tells that something went wrong, with what Redis itself said of it where it said anything. */
+  #lost({ message }: Error): Error {
     const [line = ''] = message.split(/\n|, with args/);
-    // These say only that it went wrong before.
-    if (this.#problem && /^(?:Connection is closed|Stream isn't|Command timed out)/.test(line)) {
-      return new Error(this.#problem);
+    if (!this.#complaint || !FOLLOWS.test(line)) {
+      const secrets = [this.#url.password, this.#url.username].filter((secret) => secret !== '');
+      this.#complaint = secrets
+        .reduce((said, secret) => said.replaceAll(secret, '***'), line)
+        // Redis quotes what it refuses. What looks like a pairing code is not repeated.
+        .replaceAll(/\d{6,}/g, '…')
+        .slice(0, 200);
     }
-    this.#problem = [this.#url.password, this.#url.username]
-      .filter((secret) => secret !== '')
-      .reduce((text, secret) => text.replaceAll(secret, '***'), line)
-      // What looks like a pairing code is none of ours to repeat.
-      .replaceAll(/\d{6,}/g, '…')
-      .slice(0, 200);
-    return new Error(this.#problem);
+    this.onLost(this.#complaint);
+    return new Error(this.#complaint);
   }
-}
-
-/**
- * Makes a relay one of many.
- * @throws {RedisError} When Redis does not answer as it must within 5 s.
- */
-export async function joinCluster(
-  config: Config,
-  sockets: Sockets,
-  log: Log,
-  now: Clock,
-): Promise<{ leave: () => Promise<void> }> {
-  const id = Buffer.from(crypto.getRandomValues(new Uint8Array(9))).toString('base64url');
-  const url = config.redisUrl as RedisUrl;
-  const bus = new RedisBus(url, config.redisPrefix, `${config.redisPrefix}to:${id}`);
-  const cluster = new Cluster({ id, config, sockets, bus, log, now });
-  const up = Promise.withResolvers<boolean>();
-  cluster.onUp = () => up.resolve(true);
-  const timer = setInterval(() => void cluster.beat(), BEAT_MS);
-  const deadline = setTimeout(() => up.resolve(false), START_WAIT_MS);
-  const leave = async (): Promise<void> => {
-    clearInterval(timer);
-    await cluster.resign();
-    bus.close();
-  };
-  log.info('waiting for Redis', { redis: url, atMostMs: START_WAIT_MS });
-  const isUp = await up.promise;
-  clearTimeout(deadline);
-  if (!isUp) {
-    await leave();
-    throw new RedisError(`REDIS_URL: ${url.toString()} can’t be used: ${cluster.lastProblem}`);
-  }
-  sockets.join(cluster);
-  return { leave };
 }

@@ -1,95 +1,131 @@
-/** The rules that Redis keeps, as it runs them: who owns what, and what is counted over all instances. */
-import { WINDOW_MS } from '../admission/limits.ts';
+/**
+ * What Redis decides, as Lua scripts: who owns a code or a token id, what is counted over all instances, and whether a
+ * message is still to be published. A script runs whole, so nothing comes between its steps.
+ *
+ * Each has a deadline, which Redis checks against its own clock: a command can reach Redis long after its sender gave
+ * up, and must do nothing then. A claim counts only while its owner's inbox has a subscriber.
+ */
+import { NETWORK_FACTOR, WINDOW_MS } from '../admission/limits.ts';
 
-// Names are built in two scripts, so Redis Cluster is not for these; a primary with replicas is.
+// ARGV[1] is the deadline and ARGV[2] what the name of every inbox begins with. Scripts build names themselves, so they
+// do not run on Redis Cluster; a primary with replicas is fine.
 const PRELUDE = `
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- Its sender has given up by now, and must not be surprised by what it did.
-if now > tonumber(ARGV[2]) then return 'late' end
-local function spent(key, max)
-  return redis.call('LLEN', key) >= tonumber(max)
-    and now - redis.call('LINDEX', key, -tonumber(max)) < ${WINDOW_MS}
+if now > tonumber(ARGV[1]) then return 'late' end
+
+local function listens(instance)
+  return redis.call('PUBSUB', 'NUMSUB', ARGV[2] .. instance)[2] > 0
 end
-local function count(key, max)
-  local oldest = redis.call('LINDEX', key, 0)
-  while oldest and now - oldest >= ${WINDOW_MS} do
-    redis.call('LPOP', key)
-    oldest = redis.call('LINDEX', key, 0)
-  end
-  if redis.call('RPUSH', key, now) > tonumber(max) then redis.call('LPOP', key) end
-  redis.call('PEXPIRE', key, ${WINDOW_MS})
-end
-local function failed(client, maxClient, code, maxCode)
-  count(client, maxClient)
-  if spent(code, maxCode) then return 'burned' end
-  count(code, maxCode)
-  return 'counted'
-end
--- A claim whose owner is dead is none.
 local function held(key)
   local claim = redis.call('GET', key)
-  if claim and redis.call('EXISTS', ARGV[1] .. (string.match(claim, '^[^.]+') or '')) == 1 then return claim end
+  if claim and listens(string.match(claim, '^[^.]*')) then return claim end
+end
+
+-- The limit of the client itself, and of the networks that it belongs to.
+local function limit(i, max) if i == 0 then return tonumber(max) end return max * ${NETWORK_FACTOR} end
+-- A time in the future was written before the clock was set back, and would count for too long.
+local function recent(at) return at and now - at < ${WINDOW_MS} and now - at >= 0 end
+local function spent(key, max)
+  return redis.call('LLEN', key) >= max and recent(redis.call('LINDEX', key, -max))
+end
+local function count(key, max)
+  redis.call('RPUSH', key, now)
+  redis.call('LTRIM', key, -max, -1)
+  redis.call('PEXPIRE', key, ${WINDOW_MS})
+end
+local function any_spent(first, last, max)
+  for i = first, last do if spent(KEYS[i], limit(i - first, max)) then return true end end
+end
+local function count_all(first, last, max)
+  for i = first, last do count(KEYS[i], limit(i - first, max)) end
 end
 `;
 
-// ARGV[1] and ARGV[2] are the prelude's.
+/** Everything that a failed attempt on a code changes: KEYS[2] is the code's list, and the client's begin at KEYS[3]. */
+const FAILED = `
+local function failed(last, maxClient, maxCode)
+  count_all(3, last, maxClient)
+  if spent(KEYS[2], tonumber(maxCode)) then return 'burned' end
+  count(KEYS[2], tonumber(maxCode))
+  return 'counted'
+end
+`;
+
 const scripts = {
-  claimCode: `
+  /** KEYS: the code, its failed attempts, the client's failed attempts by network, its listens by network. */
+  claimCode: `${FAILED}
     local claim, ttl, maxClient, maxCode, maxListens = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-    if spent(KEYS[1], maxClient) or spent(KEYS[4], maxListens) then return 'rate_limited' end
-    if spent(KEYS[2], maxCode) or held(KEYS[3]) then
-      failed(KEYS[1], maxClient, KEYS[2], maxCode)
+    local last = 2 + (#KEYS - 2) / 2
+    if any_spent(3, last, maxClient) then return 'rate_limited' end
+    for i = last + 1, #KEYS do
+      local listened = tonumber(redis.call('GET', KEYS[i]) or 0)
+      if listened >= limit(i - last - 1, maxListens) then return 'rate_limited' end
+    end
+    if spent(KEYS[2], tonumber(maxCode)) or held(KEYS[1]) then
+      failed(last, maxClient, maxCode)
       return 'otc_in_use'
     end
-    redis.call('SET', KEYS[3], claim, 'PX', ttl)
-    count(KEYS[4], maxListens)
-    return 'ok'`,
-  findCode: `
-    local maxClient, maxCode = ARGV[3], ARGV[4]
-    if spent(KEYS[1], maxClient) then return 'rate_limited' end
-    local claim = held(KEYS[3])
-    if claim then return claim end
-    failed(KEYS[1], maxClient, KEYS[2], maxCode)
-    return 'otc_not_found'`,
-  fail: `return failed(KEYS[1], ARGV[3], KEYS[2], ARGV[4])`,
-  claimWatch: `
-    local claim, ttl, max, own = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-    if spent(KEYS[1], max) then return 'rate_limited' end
-    count(KEYS[1], max)
-    local other = held(KEYS[2])
-    if other and other ~= own then return 'jti_already_watched' end
-    redis.call('SET', KEYS[2], claim, 'PX', ttl)
-    return 'ok'`,
-  init: `
-    local me, ttl, max, isFull = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-    local function refuse(why) count(KEYS[1], max) return why end
-    if spent(KEYS[1], max) then return 'rate_limited' end
-    if redis.call('EXISTS', KEYS[2]) == 1 then return refuse('token_already_used') end
-    local claim = held(KEYS[3])
-    if not claim then return refuse('no_watcher') end
-    if string.match(claim, '^[^.]+') == me then
-      if isFull == '1' then return refuse('relay_overloaded') end
-      redis.call('SET', KEYS[2], '', 'PX', ttl)
+    for i = last + 1, #KEYS do
+      if redis.call('INCR', KEYS[i]) == 1 then redis.call('PEXPIRE', KEYS[i], ${WINDOW_MS}) end
     end
+    redis.call('SET', KEYS[1], claim, 'PX', ttl)
+    return 'ok'`,
+  /** KEYS: the code, its failed attempts, the client's failed attempts by network. Returns the claim. */
+  findCode: `${FAILED}
+    local maxClient, maxCode = ARGV[3], ARGV[4]
+    if any_spent(3, #KEYS, maxClient) then return 'rate_limited' end
+    local claim = held(KEYS[1])
+    if claim then return claim end
+    failed(#KEYS, maxClient, maxCode)
+    return 'otc_not_found'`,
+  /** KEYS as for findCode. Counts a failed attempt. */
+  failCode: `${FAILED} return failed(#KEYS, ARGV[3], ARGV[4])`,
+  /** KEYS: the token id, the client's watches by network. */
+  claimWatch: `
+    local claim, ttl, max = ARGV[3], ARGV[4], ARGV[5]
+    if any_spent(2, #KEYS, max) then return 'rate_limited' end
+    count_all(2, #KEYS, max)
+    local other = held(KEYS[1])
+    if other and other ~= claim then return 'jti_already_watched' end
+    redis.call('SET', KEYS[1], claim, 'PX', ttl)
+    return 'ok'`,
+  /** KEYS: the token id, the used token ids, the client's refused inits by network. Returns the claim. */
+  burn: `
+    local id, ttl, max, maxUsed = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
+    local function refuse(why) count_all(3, #KEYS, max) return why end
+    if any_spent(3, #KEYS, max) then return 'rate_limited' end
+    local old = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 100)
+    if #old > 0 then redis.call('ZREM', KEYS[2], unpack(old)) end
+    local till = redis.call('ZSCORE', KEYS[2], id)
+    if till and tonumber(till) > now then return refuse('token_already_used') end
+    local claim = held(KEYS[1])
+    if not claim then return refuse('no_watcher') end
+    if redis.call('ZCARD', KEYS[2]) >= maxUsed then return refuse('relay_overloaded') end
+    redis.call('ZADD', KEYS[2], now + ttl, id)
+    redis.call('PEXPIRE', KEYS[2], ttl)
     return claim`,
+  /** KEYS: the code or token id. Claims it again, or for longer. Returns 0 where somebody else has it. */
   hold: `
     local claim, ttl = ARGV[3], ARGV[4]
     local other = held(KEYS[1])
     if other and other ~= claim then return 0 end
     redis.call('SET', KEYS[1], claim, 'PX', ttl)
     return 1`,
+  /** KEYS: the code or token id. */
   release: `if redis.call('GET', KEYS[1]) == ARGV[3] then redis.call('DEL', KEYS[1]) end return 1`,
+  /** Returns how many instances heard it. */
+  publish: `return redis.call('PUBLISH', ARGV[2] .. ARGV[3], ARGV[4])`,
+  /**
+   * KEYS: one that is written and removed, since a Redis that is full or a replica counts as out of reach; and the used
+   * token ids. ARGV: instances. Returns Redis' clock, the number of used token ids, and who of the instances is absent.
+   */
   beat: `
-    local ttl, channel, beat = ARGV[3], ARGV[4], ARGV[5]
-    local answer = { redis.call('EXISTS', KEYS[1]), now }
-    redis.call('SET', KEYS[1], '', 'PX', ttl)
-    redis.call('PUBLISH', channel, beat)
-    for i = 6, #ARGV do
-      if redis.call('EXISTS', ARGV[1] .. ARGV[i]) == 0 then table.insert(answer, ARGV[i]) end
-    end
+    redis.call('SET', KEYS[1], '')
+    redis.call('DEL', KEYS[1])
+    local answer = { now, redis.call('ZCARD', KEYS[2]) }
+    for i = 3, #ARGV do if not listens(ARGV[i]) then table.insert(answer, ARGV[i]) end end
     return answer`,
-  resign: `redis.call('DEL', KEYS[1]) return 1`,
 } as const;
 
 export type Script = keyof typeof scripts;
@@ -99,5 +135,5 @@ export const sources = Object.entries(scripts).map(
   ([name, body]) => [name, PRELUDE + body] as const,
 );
 
-/** Those that are as right late as in time; any other is not run any more when its sender has given up. */
-export const TIMELESS: ReadonlySet<Script> = new Set(['release', 'beat', 'resign']);
+/** Scripts that are safe to run after the caller has given up. They get no deadline. */
+export const TIMELESS: ReadonlySet<Script> = new Set(['release', 'beat']);

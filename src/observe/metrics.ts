@@ -52,7 +52,7 @@ export function createRegistry(sockets: Sockets): Registry {
     });
   };
 
-  gauge('amesh_relay_connections', 'Sockets open now.', () => sockets.roster.size);
+  gauge('amesh_relay_connections', 'Sockets open now.', () => sockets.connections.size);
   counter('amesh_relay_connections_total', 'Sockets accepted.', () => stats.connectionsAccepted);
   void new Gauge({
     name: 'amesh_relay_sessions',
@@ -98,7 +98,7 @@ export function createRegistry(sockets: Sockets): Registry {
     'outcome',
     () => stats.bootstraps,
   );
-  gauge('amesh_relay_burnt_jtis', 'Used token ids remembered now.', () => sockets.burnt.size);
+  gauge('amesh_relay_burnt_jtis', 'Used token ids remembered now.', () => sockets.books.burnt ?? 0);
   void new Gauge({
     name: 'amesh_relay_book_entries',
     help: 'Entries in each of the books, all of which are bounded.',
@@ -108,7 +108,9 @@ export function createRegistry(sockets: Sockets): Registry {
       for (const [book, entries] of Object.entries(sockets.books)) this.set({ book }, entries);
     },
   });
-  gauge('amesh_relay_draining', '1 while the relay drains.', () => Number(sockets.roster.draining));
+  gauge('amesh_relay_draining', '1 while the relay drains.', () =>
+    Number(sockets.connections.draining),
+  );
   gauge('amesh_relay_resident_memory_bytes', 'Resident set size.', () => process.memoryUsage.rss());
 
   const delay = monitorEventLoopDelay({ resolution: 10 });

@@ -1,5 +1,5 @@
 /** What the relay counts of itself. Plain numbers, so that counting costs nothing; log and metrics read them. */
-import { errorCodes, rejectReasons, type RejectReason } from '../wire/frames.ts';
+import { errorCodes, rejectReasons, type RejectReason } from '../wire/codes.ts';
 
 export class Stats {
   connectionsAccepted = 0;
@@ -9,11 +9,11 @@ export class Stats {
   opened = 0;
   /** Sessions that a controller joined. */
   begun = 0;
-  /** Sessions that ended after both peers had met and a payload had crossed. */
+  /** Sessions that ended with `done`, or after data had gone both ways. */
   completed = 0;
   /** Sessions that the sweeper evicted. */
   expired = 0;
-  /** Sessions that ended in any other way: a peer left early, or a limit ended them. */
+  /** Sessions that ended in any other way: a peer left early, a limit was reached, or an instance was lost. */
   abandoned = 0;
   /** Refusals by the code that the client was given. */
   readonly refusals = zeroes<RejectReason>([

@@ -1,6 +1,6 @@
-/** Every code of the wire, once and with its meaning. Apart from the schemas, so that the client needs no library. */
+/** Every error and close code of the protocol, with its meaning. Imports nothing, since the browser's client uses it. */
 
-/** Every code that an `error` frame can carry, and when it does. */
+/** The codes of an `error` frame, and what each means. */
 export const errorCodes = {
   invalid_message: 'not JSON, not an object, or a field of the wrong type',
   unknown_type: 'no such message type',
@@ -27,7 +27,7 @@ export const errorCodes = {
 
 export type ErrorCode = keyof typeof errorCodes;
 
-/** The `error` of a `bootstrap_reject` that the relay itself sends, beside the error codes. */
+/** Further values that the `error` of a `bootstrap_reject` from the relay can have, beside the error codes. */
 export const rejectReasons = {
   token_already_used: 'this token id was announced before',
   no_watcher: 'no controller watches this token id; it stays unused',
@@ -37,11 +37,11 @@ export const rejectReasons = {
 
 export type RejectReason = keyof typeof rejectReasons | ErrorCode;
 
-/** Whether a text is one of the codes above. */
+/** Whether a text is an error code or one of the further reasons. */
 export const isReason = (text: string): text is RejectReason =>
   Object.hasOwn(errorCodes, text) || Object.hasOwn(rejectReasons, text);
 
-/** Why the relay closes a socket: the close reason, with its close code. */
+/** The reasons for which the relay closes a socket, each with its close code and what it means. */
 export const closes = {
   relay_shutting_down: {
     code: 1001,

@@ -1,53 +1,47 @@
 /**
- * The wire: how a frame is read and written. What a client may say stands in `messages.ts`, the codes in `codes.ts`;
- * `PROTOCOL.md` explains it all.
+ * How a frame is read and written. The messages that a client may send are in `messages.ts`, the codes of errors and
+ * closes in `codes.ts`; `PROTOCOL.md` explains both.
  */
 import type { ErrorCode } from './codes.ts';
-import type { ClientMessage, clientMessages } from './messages.ts';
+import { type ClientMessage, clientMessages } from './messages.ts';
 
 export * from './codes.ts';
 export type { ClientMessage };
 
-/** A frame that could not be read, and what could be told of it: who sent an unreadable init waits for its jti. */
+/** A frame that could not be read: the error code for its sender. */
 export interface Malformed {
   malformed: ErrorCode;
+  /** The message type and the token id, where they were readable: whoever sends a `bootstrap_init` waits for both. */
   type?: string;
   jti?: string;
 }
 
 const DATA_HEAD = '{"type":"data","payload":"';
 const DATA_TAIL = '"}';
-// What ends a JSON string, or can't stand in one bare. Looking for the first costs a fifth of matching all the others.
+/** The characters that end a JSON string, or that may not stand in one unescaped. */
 // oxlint-disable-next-line no-control-regex
 const special = /["\\\u0000-\u001f]/g;
 
-/** Whether a frame is exactly what {@link frames.data} would write for it, so that it can be forwarded as it came. */
+/**
+ * Whether a frame is exactly what {@link frames.data} would write for its payload. Such a frame can be forwarded as it
+ * came, without parsing it. Deployed clients write their data like this.
+ */
 export function isCanonicalData(text: string): boolean {
   if (!text.startsWith(DATA_HEAD) || !text.endsWith(DATA_TAIL)) return false;
   special.lastIndex = DATA_HEAD.length;
+  // The first special character of the payload must be the quote that ends it.
   return special.test(text) && special.lastIndex === text.length - 1;
 }
 
-/** The two frames of every pairing, as every client writes them: read without the long way round. */
-const canonicalCode = /^\{"type":"(listen|connect)","otc":"([0-9]{6})"\}$/;
-
-let loaded: typeof clientMessages | undefined;
-
-/** Loaded with the first frame that is not of the few above, since a start need not wait for them. */
-function schemas(): typeof clientMessages {
-  // oxlint-disable-next-line no-require-imports -- a frame is read in one go
-  loaded ??= (require('./messages.ts') as typeof import('./messages.ts')).clientMessages;
-  return loaded;
-}
-
 /**
- * No message nests at all, or has more than five fields. To JSON.parse 64 KiB of brackets are milliseconds, and of names
- * that were chosen to collide in its hash tables, a tenth of a second: such frames it never sees.
+ * How complex a frame may be. No message has nested values or more than five fields, but JSON.parse takes milliseconds
+ * for 64 KiB of brackets, and a tenth of a second for field names chosen to collide in its hash tables. So a frame with
+ * more than this is refused before it is parsed.
  */
 const MAX_DEPTH = 32;
 const MAX_COMMAS = 64;
 
-// Character codes: to take each character as a string costs up to forty times as much.
+// Character codes: comparing one-character strings is up to forty times slower.
 const QUOTE = 0x22;
 const COMMA = 0x2c;
 const OPEN_BRACKET = 0x5b;
@@ -56,13 +50,14 @@ const CLOSE_BRACKET = 0x5d;
 const OPEN_BRACE = 0x7b;
 const CLOSE_BRACE = 0x7d;
 
+/** Whether a frame has too many commas, or brackets nested too deeply, outside of its strings. */
 function isTooComplex(text: string): boolean {
   let depth = 0;
   let commas = 0;
   for (let i = 0; i < text.length; i += 1) {
     const char = text.charCodeAt(i);
     if (char === QUOTE) {
-      // To the end of the string, past every escaped character.
+      // Skip to the end of the string. A backslash escapes the character after it.
       for (i += 1; i < text.length && text.charCodeAt(i) !== QUOTE; i += 1) {
         if (text.charCodeAt(i) === BACKSLASH) i += 1;
       }
@@ -77,10 +72,8 @@ function isTooComplex(text: string): boolean {
   return false;
 }
 
-/** Reads one frame. Never throws: what is no message comes back with its error code. */
+/** Reads one frame. It never throws: for a frame that is no message, the result has the error code. */
 export function parse(text: string): ClientMessage | Malformed {
-  const code = canonicalCode.exec(text);
-  if (code) return { type: code[1], otc: code[2] } as ClientMessage;
   if (isTooComplex(text)) return { malformed: 'invalid_message' };
   let value: unknown;
   try {
@@ -94,8 +87,10 @@ export function parse(text: string): ClientMessage | Malformed {
   const fields = value as Record<string, unknown>;
   const { type } = fields;
   if (type !== undefined && typeof type !== 'string') return { malformed: 'invalid_message' };
-  if (type === undefined || !Object.hasOwn(schemas(), type)) return { malformed: 'unknown_type' };
-  const result = schemas()[type as ClientMessage['type']].safeParse(fields);
+  if (type === undefined || !Object.hasOwn(clientMessages, type)) {
+    return { malformed: 'unknown_type' };
+  }
+  const result = clientMessages[type as ClientMessage['type']].safeParse(fields);
   if (result.success) return result.data;
   const wrong = new Set(result.error.issues.map((issue) => issue.path[0]));
   if (wrong.has('otc')) return { malformed: 'invalid_otc' };
@@ -107,7 +102,7 @@ export function parse(text: string): ClientMessage | Malformed {
 
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
-/** A binary frame as text, or undefined where it is not UTF-8. */
+/** A binary frame as text; undefined if it is not UTF-8. */
 export function decodeBinary(bytes: Uint8Array): string | undefined {
   try {
     return utf8.decode(bytes);
@@ -116,16 +111,12 @@ export function decodeBinary(bytes: Uint8Array): string | undefined {
   }
 }
 
-/** Each made when it is first said: a start says none. */
-const errorFrames: Partial<Record<ErrorCode, string>> = {};
-
-/** What the relay sends, encoded. */
+/** The frames that the relay sends, as JSON text. */
 export const frames = {
   ack: JSON.stringify({ type: 'ack', message: 'session_open' }),
   peerFound: JSON.stringify({ type: 'peer_found' }),
   done: JSON.stringify({ type: 'done' }),
-  error: (code: ErrorCode): string =>
-    (errorFrames[code] ??= JSON.stringify({ type: 'error', code })),
+  error: (code: ErrorCode): string => JSON.stringify({ type: 'error', code }),
   data: (payload: string): string => JSON.stringify({ type: 'data', payload }),
   watching: (jti: string): string => JSON.stringify({ type: 'bootstrap_watching', jti }),
   watchExpired: (jti: string): string =>

@@ -1,15 +1,15 @@
-/** What a client may say. Apart from the rest of the protocol, since zod takes as long to load as all the relay. */
-import * as z from 'zod/mini';
+/** What a client may send: one schema for each message type. `PROTOCOL.md` explains what the messages mean. */
+import * as z from 'zod';
 
-const otc = z.string().check(z.regex(/^[0-9]{6}$/));
-/** Its length is in code points, which take their time to count: only where there can't be too many. */
-const jti = z.string().check(
-  z.refine((text) => text.length <= 256, { abort: true }),
-  z.minLength(1),
-  z.maxLength(128),
-);
+const otc = z.string().regex(/^[0-9]{6}$/);
+// The protocol counts a jti in code points. Counting them takes time, so a text that is too long by far is refused before.
+const jti = z
+  .string()
+  .refine((text) => text.length <= 256, { abort: true })
+  .min(1)
+  .max(128);
 
-/** What a client may send, by the frame's `type`. Unnamed fields are dropped. */
+/** The schema of a message, by its `type`. Fields that a schema does not name are dropped. */
 export const clientMessages = {
   listen: z.object({ type: z.literal('listen'), otc }),
   connect: z.object({ type: z.literal('connect'), otc }),
@@ -26,19 +26,20 @@ export const clientMessages = {
     .object({
       type: z.literal('bootstrap_ack'),
       jti,
-      publicKey: z.optional(z.string()),
-      controllerPubKey: z.optional(z.string()),
+      publicKey: z.string().optional(),
+      controllerPubKey: z.string().optional(),
       controllerSig: z.string(),
     })
-    .check(z.refine((ack) => ack.publicKey !== undefined || ack.controllerPubKey !== undefined)),
+    .refine((ack) => ack.publicKey !== undefined || ack.controllerPubKey !== undefined),
   bootstrap_reject: z.object({
     type: z.literal('bootstrap_reject'),
     jti,
-    error: z.optional(z.string()),
+    error: z.string().optional(),
   }),
 } as const;
 
 type ClientMessages = typeof clientMessages;
+/** A message as a client sent it, checked. */
 export type ClientMessage = {
   [T in keyof ClientMessages]: z.infer<ClientMessages[T]>;
 }[keyof ClientMessages];
