@@ -45,6 +45,8 @@ export const peerjs: Dialect = {
 export interface Goal {
   port: number;
   dialect: Dialect;
+  /** Whether each device names an address of its own, as a proxy in front of the server would. */
+  strangers?: boolean;
 }
 
 /** Long enough for the slowest server under full load; what takes longer is a failure, and ends the run. */
@@ -91,14 +93,16 @@ class Device {
   #awaited: ((type: string) => void) | undefined;
   #leaving = false;
 
-  static async open({ port }: Goal, path: string): Promise<Device> {
+  static async open({ port, strangers }: Goal, path: string): Promise<Device> {
     const device = new Device();
     const hostname = `127.0.0.${1 + (calls++ % ADDRESSES)}`;
+    const stranger = `10.${(calls >> 16) & 255}.${(calls >> 8) & 255}.${calls & 255}`;
+    const from = strangers ? `X-Forwarded-For: ${stranger}\r\n` : '';
     await Bun.connect({ hostname, port, data: device, socket: handlers });
     device.send(
       Buffer.from(
         `GET ${path} HTTP/1.1\r\nHost: ${hostname}:${port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n` +
-          `Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n`,
+          `Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n${from}\r\n`,
       ),
     );
     await device.#upgraded.promise;

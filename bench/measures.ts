@@ -116,6 +116,28 @@ const measurePairing: Measure = (effort, progress) =>
     };
   });
 
+/** As behind a proxy, every device at an address of its own; beside a bare relay that reads the same header. */
+const measureStrangers: Measure = async (effort, progress) => {
+  const pair = ['relay', 'bare'] as const;
+  const servers = await Promise.all(
+    pair.map((name) => startServer(contestants[name], { strangers: true })),
+  );
+  try {
+    const { cpu = {} } = await alternate(pair, effort, progress, async (name) => ({
+      cpu: (await pairing(servers[pair.indexOf(name)] as RunningServer, effort.seconds)).cpu,
+    }));
+    return {
+      strangersCpu: {
+        title: 'Server CPU per pairing behind a proxy, every client a stranger',
+        unit: 'µs',
+        samples: cpu,
+      },
+    };
+  } finally {
+    await Promise.all(servers.map((server) => server.stop()));
+  }
+};
+
 const measureFrame: Measure = (effort, progress) =>
   withServers(async (servers) => {
     const cost = async (server: RunningServer, burst: number) => {
@@ -217,7 +239,7 @@ const measureStart: Measure = async (effort, progress) => {
     };
     const { ms = {} } = await alternate(Object.keys(started), effort, progress, async (name) => {
       const start = performance.now();
-      const server = await startServer(started[name] as Contestant, true);
+      const server = await startServer(started[name] as Contestant, { isAsShipped: true });
       try {
         const response = await fetch(`http://127.0.0.1:${server.goal.port}/health`);
         await response.text();
@@ -243,6 +265,11 @@ async function bundle(directory: string): Promise<void> {
 export const measures: Record<string, { run: Measure; whole: Effort; quick: Effort }> = {
   pairing: {
     run: measurePairing,
+    whole: { rounds: 11, seconds: 1, crowd: 0 },
+    quick: { rounds: 5, seconds: 0.3, crowd: 0 },
+  },
+  strangers: {
+    run: measureStrangers,
     whole: { rounds: 11, seconds: 1, crowd: 0 },
     quick: { rounds: 5, seconds: 0.3, crowd: 0 },
   },

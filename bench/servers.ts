@@ -40,6 +40,7 @@ const withRoom = {
   AMESH_MAX_CONNECTIONS: '100000',
   AMESH_MAX_CONNECTIONS_PER_CLIENT: '100000',
   AMESH_MAX_LISTENS: '1000000',
+  AMESH_MAX_BYTES_PER_SECOND: '1073741824',
   AMESH_SESSION_TTL: '300',
   AMESH_IDLE_SECONDS: '3600',
 };
@@ -51,10 +52,13 @@ const START_DEADLINE_MS = 10_000;
 /** Starts a server and waits until it says which port it has; then it listens. */
 export async function startServer(
   { command, dialect }: Contestant,
-  isAsShipped = false,
+  { isAsShipped = false, strangers = false } = {},
 ): Promise<RunningServer> {
   const child = Bun.spawn(command, {
-    env: isAsShipped ? asShipped : withRoom,
+    env: {
+      ...(isAsShipped ? asShipped : withRoom),
+      ...(strangers && { AMESH_TRUST_PROXY: '1' }),
+    },
     stdin: 'ignore',
     stdout: 'pipe',
     stderr: 'inherit',
@@ -70,7 +74,7 @@ export async function startServer(
     if (port === undefined) continue;
     clearTimeout(deadline);
     void skip(output);
-    return new RunningServer(child, { port: Number(port), dialect });
+    return new RunningServer(child, { port: Number(port), dialect, strangers });
   }
 }
 

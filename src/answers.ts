@@ -7,32 +7,28 @@ import type { ErrorCode, RejectReason } from './wire/codes.ts';
 import { frames } from './wire/frames.ts';
 
 export class Answers {
-  readonly #config: Config;
-  readonly #log: Log;
-  readonly #stats: Stats;
-
-  constructor(config: Config, log: Log, stats: Stats) {
-    this.#config = config;
-    this.#log = log;
-    this.#stats = stats;
-  }
+  constructor(
+    private readonly config: Config,
+    private readonly log: Log,
+    private readonly stats: Stats,
+  ) {}
 
   refuse(peer: Peer, code: ErrorCode): void {
-    this.#stats.refusals[code] += 1;
+    this.stats.refusals[code] += 1;
     this.trace(peer, 'refused', code);
     peer.send(frames.error(code));
   }
 
   /** Refuses a `bootstrap_init`, in the one form that the deployed target understands. */
   reject(target: Peer, jti: string | undefined, reason: RejectReason): void {
-    this.#stats.refusals[reason] += 1;
+    this.stats.refusals[reason] += 1;
     this.trace(target, 'rejected', reason);
     target.send(frames.reject(jti, reason));
   }
 
   /** Tells a watcher that nobody came, or that it did not answer in time. */
   watchExpired(watcher: Peer, jti: string): void {
-    this.#stats.refusals.watch_expired += 1;
+    this.stats.refusals.watch_expired += 1;
     watcher.send(frames.watchExpired(jti));
   }
 
@@ -49,7 +45,7 @@ export class Answers {
   failed(peer: Peer | undefined, error: unknown): void {
     const { name, stack = '' } = error instanceof Error ? error : new Error('not an Error');
     const where = stack.split('\n').filter((line) => line.trimStart().startsWith('at '));
-    this.#log.error('internal error', {
+    this.log.error('internal error', {
       name,
       where: where.slice(0, 4).map((line) => line.trim()),
     });
@@ -58,8 +54,8 @@ export class Answers {
 
   /** Logs what one client does: at level debug, or at info with its address where the operator asked to see clients. */
   trace(peer: Peer, event: string, code?: string): void {
-    const { logClients, logLevel } = this.#config;
-    if (logClients) this.#log.info(event, { code, client: peer.client });
-    else if (logLevel === 'debug') this.#log.debug(event, { code });
+    const { logClients, logLevel } = this.config;
+    if (logClients) this.log.info(event, { code, client: peer.client });
+    else if (logLevel === 'debug') this.log.debug(event, { code });
   }
 }

@@ -42,11 +42,8 @@ export class Connection implements Peer {
   frames = 0;
   framesSince = 0;
   idleSince = 0;
-  readonly client: string;
 
-  constructor(client: string) {
-    this.client = client;
-  }
+  constructor(readonly client: string) {}
 
   get isLocal(): boolean {
     return !this.isGone;

@@ -78,12 +78,12 @@ export class Sockets {
   readonly watches: Watches;
   /** The other instances, where there are any. To be set before the first socket opens. */
   cluster: Cluster | undefined = undefined;
-  readonly #config: Config;
-  readonly #now: Clock;
 
-  constructor(config: Config, log: Log, now: Clock) {
-    this.#config = config;
-    this.#now = now;
+  constructor(
+    private readonly config: Config,
+    log: Log,
+    private readonly now: Clock,
+  ) {
     const { stats, bootstrap } = this;
     this.pairing = new Pairing(config);
     this.used = new UsedTokens(config.maxBurnt, BURNT_TTL_MS);
@@ -140,8 +140,8 @@ export class Sockets {
         connection.isGone = true;
         connection.queue.push(undefined);
       },
-      maxPayloadLength: this.#config.maxFrameBytes,
-      backpressureLimit: this.#config.maxBacklogBytes,
+      maxPayloadLength: this.config.maxFrameBytes,
+      backpressureLimit: this.config.maxBacklogBytes,
       closeOnBackpressureLimit: false,
       idleTimeout: SILENCE_SECONDS,
       sendPings: true,
@@ -155,7 +155,7 @@ export class Sockets {
     if (connections.draining) {
       answers.refuse(connection, 'relay_draining');
       connection.close('relay_shutting_down');
-    } else if (connections.admit(connection, this.#now())) {
+    } else if (connections.admit(connection, this.now())) {
       this.stats.connectionsAccepted += 1;
       answers.trace(connection, 'connected');
     } else {
@@ -166,7 +166,7 @@ export class Sockets {
   #closed(connection: Connection): void {
     this.answers.guard(connection, () => {
       if (!this.connections.remove(connection)) return;
-      const now = this.#now();
+      const now = this.now();
       this.sessions.leave(connection, 'peer_disconnected', now);
       this.watches.leave(connection, 'watcher_disconnected', now);
       this.cluster?.closed(connection);
@@ -189,7 +189,7 @@ export class Sockets {
 
   /** @param bytes Of the frame as it came. */
   #forward(connection: Connection, frame: string, bytes: number): void {
-    const now = this.#now();
+    const now = this.now();
     const { session, tunnel, client } = connection;
     if ((session || tunnel) && !this.limits.bytes.take(client, payloadBytes(bytes), now)) {
       if (tunnel) tunnel.abort('session_data_limit');
@@ -236,7 +236,7 @@ export class Sockets {
     message: Exclude<ClientMessage, { type: 'data' | 'bootstrap_init' }>,
   ): Refusal<ErrorCode> {
     const { cluster, sessions, watches } = this;
-    const now = this.#now();
+    const now = this.now();
     switch (message.type) {
       case 'listen':
         return cluster
@@ -271,12 +271,12 @@ export class Sockets {
   ): Refusal<RejectReason> {
     const frame = frames.init(jti, token, targetPubKey);
     if (this.cluster) return this.cluster.announce(connection, jti, frame);
-    return this.watches.announce(connection, jti, frame, this.#now());
+    return this.watches.announce(connection, jti, frame, this.now());
   }
 
   #enqueue(connection: Connection, frame: string | Buffer): void {
     connection.queuedBytes += frame.length;
-    if (connection.queuedBytes > QUEUED_FRAMES * this.#config.maxFrameBytes) {
+    if (connection.queuedBytes > QUEUED_FRAMES * this.config.maxFrameBytes) {
       connection.close('too_many_frames');
     } else {
       connection.queue?.push(frame);
@@ -304,18 +304,18 @@ export class Sockets {
     if (type === 'bootstrap_init') this.answers.reject(connection, jti, code);
     else this.answers.refuse(connection, code);
     connection.malformed += 1;
-    if (connection.malformed >= this.#config.maxMalformed) connection.close('too_many_errors');
+    if (connection.malformed >= this.config.maxMalformed) connection.close('too_many_errors');
   }
 
   /** A long frame counts once more for each whole KiB, since reading it costs as much. */
   #isWithinFrameRate(connection: Connection, bytes: number): boolean {
-    const now = this.#now();
+    const now = this.now();
     if (now - connection.framesSince >= FRAME_WINDOW_MS) {
       connection.framesSince = now;
       connection.frames = 0;
     }
     connection.frames += 1 + (bytes >> 10);
-    if (connection.frames <= this.#config.maxControlFrames) return true;
+    if (connection.frames <= this.config.maxControlFrames) return true;
     connection.close('too_many_frames');
     return false;
   }
@@ -325,7 +325,7 @@ export class Sockets {
    * @returns Whether something may be left, because this sweep had done its share.
    */
   sweep(): boolean {
-    const now = this.#now();
+    const now = this.now();
     const { answers } = this;
     let left = SWEEP_BATCH;
     for (const session of this.pairing.expired(now)) {
@@ -347,7 +347,7 @@ export class Sockets {
 
   /** Closes every socket with 1001. Whoever is in a session with one of them on another instance is told. */
   closeAll(): void {
-    const now = this.#now();
+    const now = this.now();
     for (const connection of this.connections.all()) {
       this.answers.guard(connection, () => {
         const { session } = connection;

@@ -81,17 +81,24 @@ test('they count what happened, twice scraped alike', async () => {
   expect(later.get('amesh_relay_connections_total')).toBe(4);
 });
 
-test('outcomes: completed once a frame crossed, abandoned before', async () => {
+test('a pairing is completed with done or once data went both ways, and abandoned otherwise', async () => {
   const relay = await startRelay({ metricsPort: 0 });
-  const first = await relay.pair('000001');
-  first.target.send({ type: 'data', payload: 'x' });
-  first.target.close();
-  await first.controller.next();
-  await first.controller.expectError('peer_disconnected');
-  const second = await relay.pair('000002');
-  second.controller.close();
-  await second.target.expectError('peer_disconnected');
+  const both = await relay.pair('000001');
+  both.target.send({ type: 'data', payload: 'x' });
+  await both.controller.next();
+  both.controller.send({ type: 'data', payload: 'x' });
+  await both.target.next();
+  both.target.close();
+  await both.controller.expectError('peer_disconnected');
+  const done = await relay.pair('000002');
+  done.target.send({ type: 'done' });
+  await done.controller.expect({ type: 'done' });
+  const oneWay = await relay.pair('000003');
+  oneWay.target.send({ type: 'data', payload: 'x' });
+  await oneWay.controller.next();
+  oneWay.controller.close();
+  await oneWay.target.expectError('peer_disconnected');
   const metrics = await scrape(relay);
-  expect(metrics.get('amesh_relay_sessions_ended_total{outcome="completed"}')).toBe(1);
+  expect(metrics.get('amesh_relay_sessions_ended_total{outcome="completed"}')).toBe(2);
   expect(metrics.get('amesh_relay_sessions_ended_total{outcome="abandoned"}')).toBe(1);
 });

@@ -4,7 +4,11 @@
  */
 interface Socket {
   code: string;
+  client: string;
 }
+
+/** Whether it reads whom a proxy names as the client, as a relay behind a proxy has to. */
+const readsHeader = process.env['AMESH_TRUST_PROXY'] === '1';
 
 const ack = JSON.stringify({ type: 'ack', message: 'session_open' });
 const peerFound = JSON.stringify({ type: 'peer_found' });
@@ -13,7 +17,8 @@ const server = Bun.serve<Socket>({
   port: 0,
   routes: {
     '/ws': (request: Request, server: Bun.Server<Socket>) => {
-      server.upgrade(request, { data: { code: '' } });
+      const client = readsHeader ? (request.headers.get('x-forwarded-for') ?? '') : '';
+      server.upgrade(request, { data: { code: '', client } });
     },
     '/health': () => new Response('ok'),
   },

@@ -12,15 +12,12 @@ interface ConnectionLimits {
 export class Connections {
   /** While true, newcomers are refused, and pairings that have begun go on. */
   draining = false;
-  readonly #limits: ConnectionLimits;
   readonly #open = new Set<Peer>();
   /** Those that hold no session, no watch and no unanswered announcement; the longest idle stands first. */
   readonly #idle = new Set<Peer>();
   readonly #perClient = new Tally();
 
-  constructor(limits: ConnectionLimits) {
-    this.#limits = limits;
-  }
+  constructor(private readonly limits: ConnectionLimits) {}
 
   get size(): number {
     return this.#open.size;
@@ -36,7 +33,7 @@ export class Connections {
 
   /** Takes a socket in. Returns false where there is no room for it. */
   admit(connection: Peer, now: number): boolean {
-    const { maxConnections, maxConnectionsPerClient } = this.#limits;
+    const { maxConnections, maxConnectionsPerClient } = this.limits;
     if (this.#open.size >= maxConnections) return false;
     if (this.#perClient.of(connection.client) >= maxConnectionsPerClient) return false;
     this.#open.add(connection);
@@ -72,7 +69,7 @@ export class Connections {
   /** Those that were idle for too long, the longest first. */
   *overdue(now: number): Generator<Peer, void, void> {
     for (const connection of this.#idle) {
-      if (now - connection.idleSince < this.#limits.idleMs) return;
+      if (now - connection.idleSince < this.limits.idleMs) return;
       yield connection;
     }
   }

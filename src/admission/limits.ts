@@ -31,13 +31,11 @@ export function networksOf(client: string): string[] {
 export class Attempts {
   // Key → times of its last attempts, oldest first. The keys stand in the order of their last attempt.
   readonly #book = new Map<string, number[]>();
-  readonly #max: number;
-  readonly #maxKeys: number;
 
-  constructor(max: number, maxKeys: number = MAX_KEYS) {
-    this.#max = max;
-    this.#maxKeys = maxKeys;
-  }
+  constructor(
+    private readonly max: number,
+    private readonly maxKeys: number = MAX_KEYS,
+  ) {}
 
   get size(): number {
     return this.#book.size;
@@ -57,12 +55,12 @@ export class Attempts {
   }
 
   #maxOf(i: number): number {
-    return i === 0 ? this.#max : this.#max * NETWORK_FACTOR;
+    return i === 0 ? this.max : this.max * NETWORK_FACTOR;
   }
 
   #add(key: string, max: number, now: number): void {
     const times = this.#book.get(key) ?? [];
-    if (!this.#book.delete(key) && this.#book.size >= this.#maxKeys) return;
+    if (!this.#book.delete(key) && this.#book.size >= this.maxKeys) return;
     if (times.length === max) times.shift();
     times.push(now);
     this.#book.set(key, times);
@@ -83,13 +81,11 @@ export class Attempts {
 export class MinuteCount {
   // Keys stand in the order in which their minutes began.
   readonly #book = new Map<string, { count: number; since: number }>();
-  readonly #max: number;
-  readonly #maxKeys: number;
 
-  constructor(max: number, maxKeys: number = MAX_KEYS) {
-    this.#max = max;
-    this.#maxKeys = maxKeys;
-  }
+  constructor(
+    private readonly max: number,
+    private readonly maxKeys: number = MAX_KEYS,
+  ) {}
 
   get size(): number {
     return this.#book.size;
@@ -100,7 +96,7 @@ export class MinuteCount {
     return networksOf(client).some((key, i) => {
       const minute = this.#book.get(key);
       if (!minute || now - minute.since >= WINDOW_MS) return false;
-      return minute.count >= (i === 0 ? this.#max : this.#max * NETWORK_FACTOR);
+      return minute.count >= (i === 0 ? this.max : this.max * NETWORK_FACTOR);
     });
   }
 
@@ -108,7 +104,7 @@ export class MinuteCount {
     for (const key of networksOf(client)) {
       const minute = this.#book.get(key);
       if (minute && now - minute.since < WINDOW_MS) minute.count += 1;
-      else if (this.#book.delete(key) || this.#book.size < this.#maxKeys) {
+      else if (this.#book.delete(key) || this.#book.size < this.maxKeys) {
         this.#book.set(key, { count: 1, since: now });
       }
     }
@@ -126,15 +122,12 @@ export class MinuteCount {
 export class Budget {
   // What is spent and not refilled yet. Keys stand in the order of their last use.
   readonly #book = new Map<string, { spent: number; at: number }>();
-  readonly #burst: number;
-  readonly #perSecond: number;
-  readonly #maxKeys: number;
 
-  constructor(burst: number, perSecond: number, maxKeys: number = MAX_KEYS) {
-    this.#burst = burst;
-    this.#perSecond = perSecond;
-    this.#maxKeys = maxKeys;
-  }
+  constructor(
+    private readonly burst: number,
+    private readonly perSecond: number,
+    private readonly maxKeys: number = MAX_KEYS,
+  ) {}
 
   get size(): number {
     return this.#book.size;
@@ -144,14 +137,14 @@ export class Budget {
   take(client: string, amount: number, now: number): boolean {
     const entry = this.#book.get(client);
     if (!entry) {
-      if (amount > this.#burst) return false;
-      if (this.#book.size < this.#maxKeys) this.#book.set(client, { spent: amount, at: now });
+      if (amount > this.burst) return false;
+      if (this.#book.size < this.maxKeys) this.#book.set(client, { spent: amount, at: now });
       return true;
     }
-    const spent = Math.max(0, entry.spent - ((now - entry.at) / 1000) * this.#perSecond);
+    const spent = Math.max(0, entry.spent - ((now - entry.at) / 1000) * this.perSecond);
     entry.at = now;
     entry.spent = spent;
-    if (spent + amount > this.#burst) return false;
+    if (spent + amount > this.burst) return false;
     entry.spent = spent + amount;
     return true;
   }
@@ -159,7 +152,7 @@ export class Budget {
   /** Forgets every client whose budget is whole again. */
   sweep(now: number): void {
     for (const [client, { spent, at }] of this.#book) {
-      if (((now - at) / 1000) * this.#perSecond >= spent) this.#book.delete(client);
+      if (((now - at) / 1000) * this.perSecond >= spent) this.#book.delete(client);
     }
   }
 }

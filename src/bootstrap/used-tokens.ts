@@ -10,8 +10,6 @@ const SWEEP_BATCH = 20_000;
 export class UsedTokens {
   // Shard → fingerprint → when it was burned; insertion order is age.
   readonly #shards = new Map<number, Map<number, number>>();
-  readonly #max: number;
-  readonly #ttlMs: number;
   #size = 0;
 
   /**
@@ -19,10 +17,10 @@ export class UsedTokens {
    *   others with a probability of about 1 in 70 billion (2^20 / 2^56), and would then count as used.
    * @param ttlMs How long an id stays burned, in milliseconds.
    */
-  constructor(max: number, ttlMs: number) {
-    this.#max = max;
-    this.#ttlMs = ttlMs;
-  }
+  constructor(
+    private readonly max: number,
+    private readonly ttlMs: number,
+  ) {}
 
   get size(): number {
     return this.#size;
@@ -31,12 +29,12 @@ export class UsedTokens {
   has(jti: string, now: number): boolean {
     const [shard, key] = this.#locate(jti);
     const burntAt = shard.get(key);
-    return burntAt !== undefined && now - burntAt < this.#ttlMs;
+    return burntAt !== undefined && now - burntAt < this.ttlMs;
   }
 
   isFull(now: number): boolean {
-    if (this.#size >= this.#max) this.sweep(now);
-    return this.#size >= this.#max;
+    if (this.#size >= this.max) this.sweep(now);
+    return this.#size >= this.max;
   }
 
   add(jti: string, now: number): void {
@@ -49,7 +47,7 @@ export class UsedTokens {
     let left = SWEEP_BATCH;
     for (const shard of this.#shards.values()) {
       for (const [key, burntAt] of shard) {
-        if (now - burntAt < this.#ttlMs || left === 0) break;
+        if (now - burntAt < this.ttlMs || left === 0) break;
         shard.delete(key);
         this.#size -= 1;
         left -= 1;

@@ -10,34 +10,20 @@ import type { Bootstrap } from './bootstrap.ts';
 import type { UsedTokens } from './used-tokens.ts';
 
 export class Watches {
-  readonly #bootstrap: Bootstrap;
-  readonly #used: UsedTokens;
-  readonly #limits: Limits;
-  readonly #connections: Connections;
-  readonly #answers: Answers;
-  readonly #stats: Stats;
-
   constructor(
-    bootstrap: Bootstrap,
-    used: UsedTokens,
-    limits: Limits,
-    connections: Connections,
-    answers: Answers,
-    stats: Stats,
-  ) {
-    this.#bootstrap = bootstrap;
-    this.#used = used;
-    this.#limits = limits;
-    this.#connections = connections;
-    this.#answers = answers;
-    this.#stats = stats;
-  }
+    private readonly bootstrap: Bootstrap,
+    private readonly used: UsedTokens,
+    private readonly limits: Limits,
+    private readonly connections: Connections,
+    private readonly answers: Answers,
+    private readonly stats: Stats,
+  ) {}
 
   // What a peer asks of an instance on its own. Each returns the error code where the answer is no.
 
   watch(watcher: Peer, jti: string, now: number): ErrorCode | undefined {
-    const { watchAttempts } = this.#limits;
-    if (this.#connections.draining) return 'relay_draining';
+    const { watchAttempts } = this.limits;
+    if (this.connections.draining) return 'relay_draining';
     if (watchAttempts.isSpent(watcher.client, now)) return 'rate_limited';
     watchAttempts.add(watcher.client, now);
     const watch = this.open(watcher, jti, now);
@@ -46,7 +32,7 @@ export class Watches {
 
   /** A target announces itself with a jti, which burns it whatever comes after. */
   announce(target: Peer, jti: string, frame: string, now: number): RejectReason | undefined {
-    const { refusedInits } = this.#limits;
+    const { refusedInits } = this.limits;
     if (refusedInits.isSpent(target.client, now)) return 'rate_limited';
     const refusal = this.#burn(target, jti, frame, now);
     if (refusal) refusedInits.add(target.client, now);
@@ -54,11 +40,11 @@ export class Watches {
   }
 
   #burn(target: Peer, jti: string, frame: string, now: number): RejectReason | undefined {
-    if (this.#used.has(jti, now)) return 'token_already_used';
+    if (this.used.has(jti, now)) return 'token_already_used';
     const watch = this.find(jti, now);
     if (!watch) return 'no_watcher';
-    if (this.#used.isFull(now)) return 'relay_overloaded';
-    this.#used.add(jti, now);
+    if (this.used.isFull(now)) return 'relay_overloaded';
+    this.used.add(jti, now);
     return this.tell(target, watch, frame, now);
   }
 
@@ -66,8 +52,8 @@ export class Watches {
 
   /** The watch on a jti. One whose time is up is ended first, so that expiry is exact between two sweeps too. */
   find(jti: string, now: number): Watch | undefined {
-    const watch = this.#bootstrap.find(jti);
-    if (!watch || !this.#bootstrap.isOver(watch, now)) return watch;
+    const watch = this.bootstrap.find(jti);
+    if (!watch || !this.bootstrap.isOver(watch, now)) return watch;
     this.expire(watch, now);
     return undefined;
   }
@@ -76,21 +62,21 @@ export class Watches {
   open(watcher: Peer, jti: string, now: number): Watch | ErrorCode {
     this.find(jti, now);
     // A watch that has just ended may have been its own, and it is closed if it did not read that.
-    if (!this.#connections.has(watcher)) return 'relay_unavailable';
-    const watch = this.#bootstrap.watch(watcher, jti, now);
+    if (!this.connections.has(watcher)) return 'relay_unavailable';
+    const watch = this.bootstrap.watch(watcher, jti, now);
     if (typeof watch === 'string') return watch;
-    this.#stats.bootstraps.watched += 1;
-    this.#connections.settle(watcher, now);
+    this.stats.bootstraps.watched += 1;
+    this.connections.settle(watcher, now);
     watcher.send(frames.watching(jti));
     return watch;
   }
 
   /** Tells a watcher of the target that announced itself. */
   tell(target: Peer, watch: Watch, frame: string, now: number): 'token_already_used' | undefined {
-    const refusal = this.#bootstrap.announce(target, watch);
+    const refusal = this.bootstrap.announce(target, watch);
     if (refusal) return refusal;
-    this.#stats.bootstraps.announced += 1;
-    this.#connections.settle(target, now);
+    this.stats.bootstraps.announced += 1;
+    this.connections.settle(target, now);
     watch.watcher.send(frame);
     return undefined;
   }
@@ -116,7 +102,7 @@ export class Watches {
   leave({ watches, announced }: Peer, why: RejectReason, now: number): void {
     for (const watch of watches ?? []) {
       this.end(watch, 'abandoned', now);
-      if (watch.target) this.#answers.reject(watch.target, watch.jti, why);
+      if (watch.target) this.answers.reject(watch.target, watch.jti, why);
     }
     for (const watch of announced ?? []) this.end(watch, 'abandoned', now);
   }
@@ -126,16 +112,16 @@ export class Watches {
     outcome: 'acknowledged' | 'rejected' | 'expired' | 'abandoned',
     now: number,
   ): void {
-    this.#bootstrap.end(watch);
-    this.#stats.bootstraps[outcome] += 1;
-    this.#connections.settle(watch.watcher, now);
-    if (watch.target) this.#connections.settle(watch.target, now);
+    this.bootstrap.end(watch);
+    this.stats.bootstraps[outcome] += 1;
+    this.connections.settle(watch.watcher, now);
+    if (watch.target) this.connections.settle(watch.target, now);
     watch.onEnd?.();
   }
 
   expire(watch: Watch, now: number): void {
     this.end(watch, 'expired', now);
-    this.#answers.watchExpired(watch.watcher, watch.jti);
-    if (watch.target) this.#answers.reject(watch.target, watch.jti, 'watch_expired');
+    this.answers.watchExpired(watch.watcher, watch.jti);
+    if (watch.target) this.answers.reject(watch.target, watch.jti, 'watch_expired');
   }
 }

@@ -27,12 +27,6 @@ const SILENT_BEATS = 3;
 const START_WAIT_MS = 5000;
 
 export class Cluster implements ClusterOfSockets {
-  readonly id: string;
-  readonly #config: Config;
-  readonly #sockets: Sockets;
-  readonly #redis: Redis;
-  readonly #log: Log;
-  readonly #now: Clock;
   readonly #directory: Directory;
   readonly #mail: Mail;
   readonly #guests: Guests;
@@ -50,13 +44,14 @@ export class Cluster implements ClusterOfSockets {
   onUp: () => void = () => {};
 
   /** @param id This instance in this life of it: never given again. */
-  constructor(id: string, config: Config, sockets: Sockets, redis: Redis, log: Log, now: Clock) {
-    this.id = id;
-    this.#config = config;
-    this.#sockets = sockets;
-    this.#redis = redis;
-    this.#log = log;
-    this.#now = now;
+  constructor(
+    readonly id: string,
+    private readonly config: Config,
+    private readonly sockets: Sockets,
+    private readonly redis: Redis,
+    private readonly log: Log,
+    private readonly now: Clock,
+  ) {
     const { answers, connections, sessions, watches } = sockets;
     this.#directory = new Directory(id, config, redis);
     this.#mail = new Mail(id, redis);
@@ -89,7 +84,7 @@ export class Cluster implements ClusterOfSockets {
   // What a socket of this instance asks. Each comes to the error code where the answer is no.
 
   async listen(target: Connection, otc: string): Promise<ErrorCode | undefined> {
-    const { connections, sessions } = this.#sockets;
+    const { connections, sessions } = this.sockets;
     if (target.session || target.tunnel) return 'already_in_session';
     if (connections.draining) return 'relay_draining';
     if (!this.#isUp) return 'relay_unavailable';
@@ -99,8 +94,8 @@ export class Cluster implements ClusterOfSockets {
       () => {
         if (connections.draining) return 'relay_draining';
         if (!this.#isUp) return 'relay_unavailable';
-        sessions.find(otc, this.#now());
-        return sessions.open(target, otc, this.#now());
+        sessions.find(otc, this.now());
+        return sessions.open(target, otc, this.now());
       },
       ({ controller }) => this.#guests.ended(controller),
     );
@@ -123,13 +118,13 @@ export class Cluster implements ClusterOfSockets {
     }
     const session = this.#session(claim);
     if (!session) return 'otc_not_found';
-    const refusal = this.#sockets.sessions.join(controller, session, this.#now());
+    const refusal = this.sockets.sessions.join(controller, session, this.now());
     if (!refusal) this.#keep(session);
     return refusal;
   }
 
   async watch(watcher: Connection, jti: string): Promise<ErrorCode | undefined> {
-    const { connections, watches } = this.#sockets;
+    const { connections, watches } = this.sockets;
     if (connections.draining) return 'relay_draining';
     if (!this.#isUp) return 'relay_unavailable';
     return this.#directory.claimWatch(
@@ -138,7 +133,7 @@ export class Cluster implements ClusterOfSockets {
       () => {
         if (connections.draining) return 'relay_draining';
         if (!this.#isUp) return 'relay_unavailable';
-        return watches.open(watcher, jti, this.#now());
+        return watches.open(watcher, jti, this.now());
       },
       ({ target }) => this.#guests.ended(target),
     );
@@ -159,7 +154,7 @@ export class Cluster implements ClusterOfSockets {
     const watch = this.#watch(claim);
     // It was watched when it was burned, and is not any more.
     if (!watch) return 'watcher_disconnected';
-    return this.#sockets.watches.tell(target, watch, frame, this.#now());
+    return this.sockets.watches.tell(target, watch, frame, this.now());
   }
 
   closed(connection: Connection): void {
@@ -171,20 +166,19 @@ export class Cluster implements ClusterOfSockets {
   #session(claim: string): Session | undefined {
     const owned = isClaim(claim) ? this.#directory.owned(claim) : undefined;
     if (!owned || !('otc' in owned)) return undefined;
-    return this.#sockets.sessions.find(owned.otc, this.#now()) === owned ? owned : undefined;
+    return this.sockets.sessions.find(owned.otc, this.now()) === owned ? owned : undefined;
   }
 
   #watch(claim: string): Watch | undefined {
     const owned = isClaim(claim) ? this.#directory.owned(claim) : undefined;
     if (!owned || 'otc' in owned) return undefined;
-    return this.#sockets.watches.find(owned.jti, this.#now()) === owned ? owned : undefined;
+    return this.sockets.watches.find(owned.jti, this.now()) === owned ? owned : undefined;
   }
 
   /** How long something may last at most, in milliseconds from now. */
   #ttlOf(owned: Owned): number {
-    const end =
-      'otc' in owned ? this.#sockets.pairing.lastEndOf(owned) : owned.since + WATCH_TTL_MS;
-    return end - this.#now();
+    const end = 'otc' in owned ? this.sockets.pairing.lastEndOf(owned) : owned.since + WATCH_TTL_MS;
+    return end - this.now();
   }
 
   /** Keeps the claim on a code for as long as its pairing may last. */
@@ -196,14 +190,14 @@ export class Cluster implements ClusterOfSockets {
 
   /** Somebody else has claimed it. */
   #taken(owned: Owned): void {
-    const { answers, sessions, watches } = this.#sockets;
+    const { answers, sessions, watches } = this.sockets;
     if ('otc' in owned) {
       const isHeld = owned.target.session === owned;
       if (isHeld) {
-        answers.guard(owned.target, () => sessions.lose(owned, 'relay_unavailable', this.#now()));
+        answers.guard(owned.target, () => sessions.lose(owned, 'relay_unavailable', this.now()));
       }
     } else {
-      answers.guard(owned.watcher, () => watches.expire(owned, this.#now()));
+      answers.guard(owned.watcher, () => watches.expire(owned, this.now()));
     }
   }
 
@@ -212,7 +206,7 @@ export class Cluster implements ClusterOfSockets {
   #hear(json: string): void {
     const message = readMessage(json);
     if (!message) {
-      this.#log.warn('another program, or another version, sent a message that is not understood');
+      this.log.warn('another program, or another version, sent a message that is not understood');
       return;
     }
     const [from, content] = message;
@@ -234,7 +228,7 @@ export class Cluster implements ClusterOfSockets {
     } catch (error) {
       const link = what[1];
       const peer = this.#guests.find(from, link) ?? this.#tunnels.find(from, link)?.connection;
-      this.#sockets.answers.failed(peer, error);
+      this.sockets.answers.failed(peer, error);
     }
   }
 
@@ -260,14 +254,14 @@ export class Cluster implements ClusterOfSockets {
     this.#tunnels.beat();
     try {
       const others = new Set([...this.#guests.instances, ...this.#tunnels.instances]);
-      const { redisPrefix } = this.#config;
+      const { redisPrefix } = this.config;
       const [answer] = await Promise.all([
-        this.#redis.run(
+        this.redis.run(
           'beat',
           [`${redisPrefix}probe`, `${redisPrefix}burnt`],
           [this.id, ...others],
         ),
-        this.#redis.ping(),
+        this.redis.ping(),
       ]);
       const [, burnt, ...absent] = answer as [number, number, ...string[]];
       this.#burnt = burnt;
@@ -278,7 +272,7 @@ export class Cluster implements ClusterOfSockets {
     } catch (error) {
       this.#down((error as Error).message);
       this.#silentBeats += 1;
-      if (this.#silentBeats % SILENT_BEATS === 0) this.#redis.reconnect();
+      if (this.#silentBeats % SILENT_BEATS === 0) this.redis.reconnect();
     }
     this.#isBeating = false;
   }
@@ -297,7 +291,7 @@ export class Cluster implements ClusterOfSockets {
     const isNews = this.#isUp || reason !== this.problem;
     this.problem = reason;
     if (isNews) {
-      this.#log.warn('Redis is out of reach: only pairings within this instance go on', {
+      this.log.warn('Redis is out of reach: only pairings within this instance go on', {
         problem: reason,
       });
     }
@@ -313,8 +307,8 @@ export class Cluster implements ClusterOfSockets {
   async leave(): Promise<void> {
     await this.#mail.settled();
     this.#isUp = false;
-    this.#redis.onLost = () => {};
-    this.#redis.close();
+    this.redis.onLost = () => {};
+    this.redis.close();
   }
 }
 

@@ -33,9 +33,6 @@ const hash = (jti: string): string =>
   Buffer.from(Bun.SHA256.hash(jti).buffer).toString('base64url').slice(0, 22);
 
 export class Directory {
-  readonly #id: string;
-  readonly #config: Config;
-  readonly #redis: Redis;
   /** What this instance owns: its claim and its key in Redis. */
   readonly #claims = new Map<Owned, { claim: Claim; key: string }>();
   readonly #owned = new Map<Claim, Owned>();
@@ -43,11 +40,11 @@ export class Directory {
   #orphans: { key: string; claim: Claim }[] = [];
   #last = 0;
 
-  constructor(id: string, config: Config, redis: Redis) {
-    this.#id = id;
-    this.#config = config;
-    this.#redis = redis;
-  }
+  constructor(
+    private readonly id: string,
+    private readonly config: Config,
+    private readonly redis: Redis,
+  ) {}
 
   get books(): Record<'claims' | 'orphans', number> {
     return { claims: this.#claims.size, orphans: this.#orphans.length };
@@ -68,7 +65,7 @@ export class Directory {
     open: () => Session | ErrorCode,
     onEnd: (session: Session) => void,
   ): Promise<ErrorCode | undefined> {
-    const { sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens } = this.#config;
+    const { sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens } = this.config;
     const claim = this.#newClaim();
     const keys = [...this.#codeKeys(target, otc), ...this.#clientKeys('listens', target)];
     const values = [claim, sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens];
@@ -92,7 +89,7 @@ export class Directory {
     const answer = await this.#ask('claimWatch', keys, [
       claim,
       WATCH_TTL_MS,
-      this.#config.maxWatches,
+      this.config.maxWatches,
     ]);
     return this.#settle(answer, claim, key, open, onEnd);
   }
@@ -127,21 +124,21 @@ export class Directory {
 
   /** The claim on a code, or the error code. */
   findCode(controller: Peer, otc: string): Promise<Claim | ErrorCode> {
-    const { maxFailedCodes, maxFailedPerCode } = this.#config;
+    const { maxFailedCodes, maxFailedPerCode } = this.config;
     const values = [maxFailedCodes, maxFailedPerCode];
     return this.#ask('findCode', this.#codeKeys(controller, otc), values) as Promise<ErrorCode>;
   }
 
   /** Counts a failed attempt on a code. Returns whether the code is burned. */
   async failCode(controller: Peer, otc: string): Promise<boolean> {
-    const { maxFailedCodes, maxFailedPerCode } = this.#config;
+    const { maxFailedCodes, maxFailedPerCode } = this.config;
     const values = [maxFailedCodes, maxFailedPerCode];
     return (await this.#ask('failCode', this.#codeKeys(controller, otc), values)) === 'burned';
   }
 
   /** Burns a token id that somebody watches. Returns the claim of its watch, or the error code. */
   burn(target: Peer, jti: string): Promise<Claim | RejectReason> {
-    const { maxRefusedInits, maxBurnt, redisPrefix } = this.#config;
+    const { maxRefusedInits, maxBurnt, redisPrefix } = this.config;
     const keys = [
       this.#jtiKey(jti),
       `${redisPrefix}burnt`,
@@ -159,11 +156,11 @@ export class Directory {
     const held = this.#claims.get(what);
     if (!held) return true;
     const values = [held.claim, Math.max(1, Math.ceil(ttlMs))];
-    return (await this.#redis.run('hold', [held.key], values).catch(() => 1)) !== 0;
+    return (await this.redis.run('hold', [held.key], values).catch(() => 1)) !== 0;
   }
 
   #release(key: string, claim: Claim): void {
-    this.#redis.run('release', [key], [claim]).catch(() => this.#orphan(key, claim));
+    this.redis.run('release', [key], [claim]).catch(() => this.#orphan(key, claim));
   }
 
   #orphan(key: string, claim: Claim): void {
@@ -182,16 +179,14 @@ export class Directory {
       await Promise.all(
         owned.splice(0, BATCH).map(async ([what, { claim, key }]) => {
           const ttl = Math.max(1, Math.ceil(ttlOf(what)));
-          const isHeld = (await this.#redis.run('hold', [key], [claim, ttl])) === 1;
+          const isHeld = (await this.redis.run('hold', [key], [claim, ttl])) === 1;
           if (!isHeld && this.#claims.has(what)) taken.push(what);
         }),
       );
     }
     while (this.#orphans.length > 0) {
       const orphans = this.#orphans.slice(0, BATCH);
-      await Promise.all(
-        orphans.map(({ key, claim }) => this.#redis.run('release', [key], [claim])),
-      );
+      await Promise.all(orphans.map(({ key, claim }) => this.redis.run('release', [key], [claim])));
       this.#orphans.splice(0, orphans.length);
     }
     return taken;
@@ -204,7 +199,7 @@ export class Directory {
     values: (string | number)[],
   ): Promise<string> {
     try {
-      const answer = String(await this.#redis.run(script, keys, values));
+      const answer = String(await this.redis.run(script, keys, values));
       return ANSWERS[script].test(answer) || isReason(answer) ? answer : 'relay_unavailable';
     } catch {
       return 'relay_unavailable';
@@ -213,24 +208,24 @@ export class Directory {
 
   #newClaim(): Claim {
     this.#last += 1;
-    return `${this.#id}.${this.#last}`;
+    return `${this.id}.${this.#last}`;
   }
 
   #codeKey(otc: string): string {
-    return `${this.#config.redisPrefix}code:${otc}`;
+    return `${this.config.redisPrefix}code:${otc}`;
   }
 
   #jtiKey(jti: string): string {
-    return `${this.#config.redisPrefix}jti:${hash(jti)}`;
+    return `${this.config.redisPrefix}jti:${hash(jti)}`;
   }
 
   #codeKeys(peer: Peer, otc: string): string[] {
-    const attempts = `${this.#config.redisPrefix}failed-on:${otc}`;
+    const attempts = `${this.config.redisPrefix}failed-on:${otc}`;
     return [this.#codeKey(otc), attempts, ...this.#clientKeys('failed-codes', peer)];
   }
 
   /** One key for each network that an attempt of a client counts for. */
   #clientKeys(limit: string, { client }: Peer): string[] {
-    return networksOf(client).map((network) => `${this.#config.redisPrefix}${limit}:${network}`);
+    return networksOf(client).map((network) => `${this.config.redisPrefix}${limit}:${network}`);
   }
 }

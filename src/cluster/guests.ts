@@ -19,21 +19,20 @@ class Guest implements Peer {
   announced: Set<Watch> | undefined = undefined;
   /** Frames that came from it. */
   received = 0;
-  readonly client: string;
   /** The instance of its socket, and the number of the tunnel there. */
   readonly instance: string;
-  readonly link: number;
-  readonly #mail: Mail;
 
-  constructor(client: string, instance: string, link: number, mail: Mail) {
-    this.client = client;
+  constructor(
+    readonly client: string,
+    instance: string,
+    readonly link: number,
+    private readonly mail: Mail,
+  ) {
     this.instance = instance;
-    this.link = link;
-    this.#mail = mail;
   }
 
   tell(what: ToSocket): boolean {
-    return this.#mail.send(this.instance, ['socket', what]);
+    return this.mail.send(this.instance, ['socket', what]);
   }
 
   trySend(frame: string): boolean {
@@ -59,19 +58,15 @@ class Guest implements Peer {
 }
 
 export class Guests {
-  readonly #mail: Mail;
-  readonly #sessions: Sessions;
-  readonly #watches: Watches;
-  readonly #now: Clock;
   /** By instance, then by link. */
   readonly #guests = new Map<string, Map<number, Guest>>();
 
-  constructor(mail: Mail, sessions: Sessions, watches: Watches, now: Clock) {
-    this.#mail = mail;
-    this.#sessions = sessions;
-    this.#watches = watches;
-    this.#now = now;
-  }
+  constructor(
+    private readonly mail: Mail,
+    private readonly sessions: Sessions,
+    private readonly watches: Watches,
+    private readonly now: Clock,
+  ) {}
 
   /** The instances that have guests here. */
   get instances(): Iterable<string> {
@@ -89,7 +84,7 @@ export class Guests {
   /** Somebody elsewhere wants to join a session, which is undefined where it has ended. */
   connect(instance: string, link: number, client: string, session: Session | undefined): void {
     if (session && !session.controller) {
-      this.#sessions.join(this.#admit(instance, link, client), session, this.#now());
+      this.sessions.join(this.#admit(instance, link, client), session, this.now());
     } else {
       this.#refuse(instance, link, session ? 'peer_already_connected' : 'otc_not_found');
     }
@@ -104,18 +99,18 @@ export class Guests {
     watch: Watch | undefined,
   ): void {
     if (watch && !watch.target) {
-      this.#watches.tell(this.#admit(instance, link, client), watch, frame, this.#now());
+      this.watches.tell(this.#admit(instance, link, client), watch, frame, this.now());
     } else {
       this.#refuse(instance, link, watch ? 'token_already_used' : 'watcher_disconnected');
     }
   }
 
   #refuse(instance: string, link: number, code: string): void {
-    this.#mail.send(instance, ['socket', ['refused', link, code]]);
+    this.mail.send(instance, ['socket', ['refused', link, code]]);
   }
 
   #admit(instance: string, link: number, client: string): Guest {
-    const guest = new Guest(client, instance, link, this.#mail);
+    const guest = new Guest(client, instance, link, this.mail);
     const guests = this.#guests.get(instance);
     if (guests) guests.set(link, guest);
     else this.#guests.set(instance, new Map([[link, guest]]));
@@ -127,20 +122,20 @@ export class Guests {
   hear(instance: string, what: ToOwner): void {
     const guest = this.find(instance, what[1]);
     if (!guest) return;
-    const now = this.#now();
+    const now = this.now();
     switch (what[0]) {
       case 'data':
         guest.received += 1;
-        this.#sessions.forward(guest, what[2], what[3], now);
+        this.sessions.forward(guest, what[2], what[3], now);
         return;
       case 'done':
         guest.received += 1;
-        this.#sessions.done(guest, now);
+        this.sessions.done(guest, now);
         return;
       case 'abort':
         if (!guest.session) return;
-        if (what[2] === 'session_data_limit') return this.#sessions.overLimit(guest, now);
-        return this.#sessions.abort(guest.session, what[2], now);
+        if (what[2] === 'session_data_limit') return this.sessions.overLimit(guest, now);
+        return this.sessions.abort(guest.session, what[2], now);
       case 'gone':
         return this.#leave(guest, 'peer_disconnected');
     }
@@ -152,8 +147,8 @@ export class Guests {
   }
 
   #leave(guest: Guest, why: 'relay_unavailable' | 'peer_disconnected'): void {
-    this.#sessions.leave(guest, why, this.#now());
-    this.#watches.leave(guest, 'watcher_disconnected', this.#now());
+    this.sessions.leave(guest, why, this.now());
+    this.watches.leave(guest, 'watcher_disconnected', this.now());
     this.ended(guest);
   }
 

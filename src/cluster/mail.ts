@@ -57,8 +57,6 @@ export function readMessage(json: string): z.infer<typeof message> | undefined {
 }
 
 export class Mail {
-  readonly #id: string;
-  readonly #redis: Redis;
   /** What is still to be said, by instance. Ends come last, behind the last frames to those whom they concern. */
   readonly #outboxes = new Map<string, { items: Item[]; ends: Item[]; bytes: number }>();
   readonly #underWay = new Set<Promise<void>>();
@@ -66,10 +64,10 @@ export class Mail {
   /** Told when an instance does not hear what it is told. */
   onUnheard: (instance: string) => void = () => {};
 
-  constructor(id: string, redis: Redis) {
-    this.#id = id;
-    this.#redis = redis;
-  }
+  constructor(
+    private readonly id: string,
+    private readonly redis: Redis,
+  ) {}
 
   get waitingBytes(): number {
     return this.#waitingBytes;
@@ -109,8 +107,8 @@ export class Mail {
   }
 
   #publish(to: string, content: Item[] | 'over', bytes: number): void {
-    const sending = this.#redis
-      .run('publish', [], [to, JSON.stringify([this.#id, content])])
+    const sending = this.redis
+      .run('publish', [], [to, JSON.stringify([this.id, content])])
       .then((heard) => {
         if (heard === 0) this.onUnheard(to);
       })

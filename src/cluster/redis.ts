@@ -31,8 +31,6 @@ export class RedisConnections implements Redis {
   onReady: () => void = () => {};
   onMessage: (text: string) => void = () => {};
   onLost: (reason: string) => void = () => {};
-  readonly #url: RedisUrl;
-  readonly #inboxes: string;
   readonly #commands: Client;
   readonly #subscriber: Client;
   /** Redis' clock minus this process', in milliseconds, known from the last beat. */
@@ -45,9 +43,11 @@ export class RedisConnections implements Redis {
    * @param inboxes What the name of every instance's inbox begins with.
    * @param id This instance, whose inbox is listened to.
    */
-  constructor(url: RedisUrl, inboxes: string, id: string) {
-    this.#url = url;
-    this.#inboxes = inboxes;
+  constructor(
+    private readonly url: RedisUrl,
+    private readonly inboxes: string,
+    id: string,
+  ) {
     const options = {
       host: url.host,
       port: url.port,
@@ -101,9 +101,9 @@ export class RedisConnections implements Redis {
     ];
     try {
       // The library goes on with database 0 where the one asked for does not exist.
-      if (!this.#isSelected) await this.#commands.select(this.#url.database);
+      if (!this.#isSelected) await this.#commands.select(this.url.database);
       this.#isSelected = true;
-      const args = [keys.length, ...keys, deadline, this.#inboxes, ...values];
+      const args = [keys.length, ...keys, deadline, this.inboxes, ...values];
       const answer = await command.apply(this.#commands, args);
       // The answer took its time, so the true offset is a little more, and a deadline a little early.
       if (script === 'beat') this.#clockOffset = (answer as number[])[0]! - performance.now();
@@ -136,7 +136,7 @@ export class RedisConnections implements Redis {
   #lost({ message }: Error): Error {
     const [line = ''] = message.split(/\n|, with args/);
     if (!this.#complaint || !FOLLOWS.test(line)) {
-      const secrets = [this.#url.password, this.#url.username].filter((secret) => secret !== '');
+      const secrets = [this.url.password, this.url.username].filter((secret) => secret !== '');
       this.#complaint = secrets
         .reduce((said, secret) => said.replaceAll(secret, '***'), line)
         // Redis quotes what it refuses. What looks like a pairing code is not repeated.

@@ -13,9 +13,6 @@ const ANSWER_BEATS = 4;
 
 /** The way of one socket to the owner of one session or one watch. */
 class OwnerTunnel implements Tunnel {
-  readonly connection: Connection;
-  readonly owner: string;
-  readonly link: number;
   /** The token id that was announced; undefined for a session. */
   readonly jti: string | undefined;
   /** Whether the owner has let the socket in. */
@@ -25,57 +22,48 @@ class OwnerTunnel implements Tunnel {
   /** Comes to the error code where the owner refuses. */
   readonly opened = Promise.withResolvers<RejectReason | undefined>();
   readonly over = Promise.withResolvers<undefined>();
-  readonly #tunnels: Tunnels;
 
   constructor(
-    tunnels: Tunnels,
-    connection: Connection,
-    owner: string,
-    link: number,
+    private readonly tunnels: Tunnels,
+    readonly connection: Connection,
+    readonly owner: string,
+    readonly link: number,
     jti: string | undefined,
   ) {
-    this.#tunnels = tunnels;
-    this.connection = connection;
-    this.owner = owner;
-    this.link = link;
     this.jti = jti;
   }
 
   forward(frame: string, bytes: number): void {
     this.sent += 1;
-    const isSent = this.#tunnels.tell(this, ['data', this.link, frame, bytes]);
-    if (!isSent) this.#tunnels.tooSlow(this);
+    const isSent = this.tunnels.tell(this, ['data', this.link, frame, bytes]);
+    if (!isSent) this.tunnels.tooSlow(this);
   }
 
   /** Resolves when the owner has ended the session: only then may the socket's next frame find the code free. */
   done(): Promise<undefined> {
     this.sent += 1;
-    this.#tunnels.ask(this, ['done', this.link]);
+    this.tunnels.ask(this, ['done', this.link]);
     return this.over.promise;
   }
 
   abort(why: 'session_data_limit'): void {
-    this.#tunnels.ask(this, ['abort', this.link, why]);
+    this.tunnels.ask(this, ['abort', this.link, why]);
   }
 }
 
 export class Tunnels {
-  readonly #mail: Mail;
-  readonly #answers: Answers;
-  readonly #connections: Connections;
-  readonly #now: Clock;
   /** By owner, then by link. */
   readonly #open = new Map<string, Map<number, OwnerTunnel>>();
   /** Tunnels whose owner was asked something, with the beats that it has left to answer. */
   readonly #asked = new Map<OwnerTunnel, number>();
   #last = 0;
 
-  constructor(mail: Mail, answers: Answers, connections: Connections, now: Clock) {
-    this.#mail = mail;
-    this.#answers = answers;
-    this.#connections = connections;
-    this.#now = now;
-  }
+  constructor(
+    private readonly mail: Mail,
+    private readonly answers: Answers,
+    private readonly connections: Connections,
+    private readonly now: Clock,
+  ) {}
 
   /** The instances that tunnels lead to. */
   get instances(): Iterable<string> {
@@ -106,7 +94,7 @@ export class Tunnels {
     if (tunnels) tunnels.set(link, tunnel);
     else this.#open.set(owner, new Map([[link, tunnel]]));
     (connection.tunnels ??= new Set()).add(tunnel);
-    this.#connections.settle(connection, this.#now());
+    this.connections.settle(connection, this.now());
     const isSent = announcement
       ? this.ask(tunnel, ['announce', link, announcement.frame, claim, connection.client])
       : this.ask(tunnel, ['connect', link, claim, connection.client]);
@@ -115,7 +103,7 @@ export class Tunnels {
   }
 
   tell(tunnel: OwnerTunnel, what: ToOwner): boolean {
-    return this.#mail.send(tunnel.owner, ['owner', what]);
+    return this.mail.send(tunnel.owner, ['owner', what]);
   }
 
   /** Tells the owner something that it has to answer in time. */
@@ -129,7 +117,7 @@ export class Tunnels {
     const tunnel = this.find(owner, what[1]);
     if (!tunnel) {
       // It gave up waiting for this, and the owner may not know.
-      if (what[0] === 'opened') this.#mail.send(owner, ['owner', ['gone', what[1]]]);
+      if (what[0] === 'opened') this.mail.send(owner, ['owner', ['gone', what[1]]]);
       return;
     }
     const { connection } = tunnel;
@@ -150,7 +138,7 @@ export class Tunnels {
         this.#drop(tunnel);
         // Frames that the owner did not hear any more are answered as on one instance.
         for (let late = tunnel.sent - what[2]; late > 0 && !connection.isClosed; late -= 1) {
-          this.#answers.refuse(connection, 'no_session');
+          this.answers.refuse(connection, 'no_session');
         }
     }
   }
@@ -190,9 +178,9 @@ export class Tunnels {
     this.#drop(tunnel, 'relay_unavailable');
     // Whoever still waits for the first answer is told by that.
     if (!isOpen) return;
-    if (jti === undefined) return this.#answers.refuse(connection, why);
+    if (jti === undefined) return this.answers.refuse(connection, why);
     const isAlone = why === 'peer_disconnected';
-    this.#answers.reject(connection, jti, isAlone ? 'watcher_disconnected' : why);
+    this.answers.reject(connection, jti, isAlone ? 'watcher_disconnected' : why);
   }
 
   /** Forgets a tunnel. Its socket may go on without it. */
@@ -204,7 +192,7 @@ export class Tunnels {
     this.#asked.delete(tunnel);
     connection.tunnels?.delete(tunnel);
     if (connection.tunnel === tunnel) connection.tunnel = undefined;
-    this.#connections.settle(connection, this.#now());
+    this.connections.settle(connection, this.now());
     tunnel.opened.resolve(refusal);
     tunnel.over.resolve(undefined);
   }

@@ -23,11 +23,8 @@ export class Pairing {
   readonly #paired = new Map<string, Session>();
   /** Paired sessions by the second in which they may be over, so that a sweep meets only those. */
   readonly #due = new Map<number, Set<Session>>();
-  readonly #limits: PairingLimits;
 
-  constructor(limits: PairingLimits) {
-    this.#limits = limits;
-  }
+  constructor(private readonly limits: PairingLimits) {}
 
   get waiting(): number {
     return this.#waiting.size;
@@ -49,7 +46,7 @@ export class Pairing {
   ): Session | 'already_in_session' | 'otc_in_use' | 'relay_capacity' {
     if (target.session) return 'already_in_session';
     if (this.find(otc)) return 'otc_in_use';
-    if (this.size >= this.#limits.maxSessions) return 'relay_capacity';
+    if (this.size >= this.limits.maxSessions) return 'relay_capacity';
     const session: Session = {
       otc,
       target,
@@ -101,7 +98,7 @@ export class Pairing {
     const { session } = sender;
     if (!session) return 'no_session';
     if (!session.controller) return 'peer_not_connected';
-    const { maxSessionBytes, maxSessionFrames } = this.#limits;
+    const { maxSessionBytes, maxSessionFrames } = this.limits;
     if (session.bytes + bytes > maxSessionBytes || session.frames >= maxSessionFrames) {
       return 'session_data_limit';
     }
@@ -151,12 +148,12 @@ export class Pairing {
 
   /** When a session will be over if nothing more is forwarded. */
   #endOf(session: Session): number {
-    return Math.min(session.activeAt + this.#limits.sessionTtlMs, this.lastEndOf(session));
+    return Math.min(session.activeAt + this.limits.sessionTtlMs, this.lastEndOf(session));
   }
 
   /** When a session will be over at the latest. */
   lastEndOf({ controller, pairedAt }: Session): number {
-    return pairedAt + this.#limits.sessionTtlMs * (controller ? MAX_STAGES : 1);
+    return pairedAt + this.limits.sessionTtlMs * (controller ? MAX_STAGES : 1);
   }
 
   #file(session: Session): void {

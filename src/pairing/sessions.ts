@@ -19,32 +19,20 @@ export const hideBurned = (code: ErrorCode, isBurned: boolean): ErrorCode =>
   isBurned && code === 'peer_already_connected' ? 'otc_not_found' : code;
 
 export class Sessions {
-  readonly #pairing: Pairing;
-  readonly #limits: Limits;
-  readonly #connections: Connections;
-  readonly #answers: Answers;
-  readonly #stats: Stats;
-
   constructor(
-    pairing: Pairing,
-    limits: Limits,
-    connections: Connections,
-    answers: Answers,
-    stats: Stats,
-  ) {
-    this.#pairing = pairing;
-    this.#limits = limits;
-    this.#connections = connections;
-    this.#answers = answers;
-    this.#stats = stats;
-  }
+    private readonly pairing: Pairing,
+    private readonly limits: Limits,
+    private readonly connections: Connections,
+    private readonly answers: Answers,
+    private readonly stats: Stats,
+  ) {}
 
   // What a peer asks of an instance on its own. Each returns the error code where the answer is no.
 
   listen(target: Peer, otc: string, now: number): ErrorCode | undefined {
-    const { failedCodes, failedPerCode, listens } = this.#limits;
+    const { failedCodes, failedPerCode, listens } = this.limits;
     if (target.session) return 'already_in_session';
-    if (this.#connections.draining) return 'relay_draining';
+    if (this.connections.draining) return 'relay_draining';
     if (failedCodes.isSpent(target.client, now) || listens.isSpent(target.client, now)) {
       return 'rate_limited';
     }
@@ -58,7 +46,7 @@ export class Sessions {
 
   connect(controller: Peer, otc: string, now: number): ErrorCode | undefined {
     if (controller.session) return 'already_in_session';
-    if (this.#limits.failedCodes.isSpent(controller.client, now)) return 'rate_limited';
+    if (this.limits.failedCodes.isSpent(controller.client, now)) return 'rate_limited';
     const session = this.find(otc, now);
     if (!session) return this.#failed(controller, otc, 'otc_not_found', now);
     const refusal = this.join(controller, session, now);
@@ -67,7 +55,7 @@ export class Sessions {
 
   /** A failed attempt counts against the client, and against the code until that is burned. */
   #failed({ client }: Peer, otc: string, code: ErrorCode, now: number): ErrorCode {
-    const { failedCodes, failedPerCode } = this.#limits;
+    const { failedCodes, failedPerCode } = this.limits;
     failedCodes.add(client, now);
     const isBurned = failedPerCode.isSpent(otc, now);
     if (!isBurned) failedPerCode.add(otc, now);
@@ -78,18 +66,18 @@ export class Sessions {
 
   /** The session on a code. One whose time is up is ended first, so that expiry is exact between two sweeps too. */
   find(otc: string, now: number): Session | undefined {
-    const session = this.#pairing.find(otc);
-    if (!session || !this.#pairing.isOver(session, now)) return session;
+    const session = this.pairing.find(otc);
+    if (!session || !this.pairing.isOver(session, now)) return session;
     this.expire(session, now);
     return undefined;
   }
 
   /** Opens a session and says so to the target. */
   open(target: Peer, otc: string, now: number): ReturnType<Pairing['open']> {
-    const session = this.#pairing.open(target, otc, now);
+    const session = this.pairing.open(target, otc, now);
     if (typeof session === 'string') return session;
-    this.#stats.opened += 1;
-    this.#connections.settle(target, now);
+    this.stats.opened += 1;
+    this.connections.settle(target, now);
     target.subscribe(otc);
     target.send(frames.ack);
     return session;
@@ -97,11 +85,11 @@ export class Sessions {
 
   /** Joins a controller to a session and tells both, the target first, as the deployed relay does. */
   join(controller: Peer, session: Session, now: number): ReturnType<Pairing['join']> {
-    const refusal = this.#pairing.join(controller, session, now);
+    const refusal = this.pairing.join(controller, session, now);
     if (refusal) return refusal;
-    this.#stats.begun += 1;
-    this.#stats.onBegun?.(now - session.openedAt);
-    this.#connections.settle(controller, now);
+    this.stats.begun += 1;
+    this.stats.onBegun?.(now - session.openedAt);
+    this.connections.settle(controller, now);
     controller.subscribe(session.otc);
     // A target that does not read is closed on the spot, which ends the session and tells the controller so.
     if (session.target.send(frames.peerFound)) controller.send(frames.peerFound);
@@ -120,12 +108,12 @@ export class Sessions {
     now: number,
   ): 'no_session' | 'peer_not_connected' | undefined {
     const payload = payloadBytes(bytes);
-    const session = this.#pairing.carry(sender, payload, now);
+    const session = this.pairing.carry(sender, payload, now);
     if (session === 'session_data_limit') return this.overLimit(sender, now);
     if (typeof session === 'string') return session;
     if (!this.#tellOther(sender, session, frame)) return this.abort(session, 'slow_consumer', now);
-    this.#stats.framesForwarded += 1;
-    this.#stats.bytesForwarded += payload;
+    this.stats.framesForwarded += 1;
+    this.stats.bytesForwarded += payload;
     return undefined;
   }
 
@@ -134,7 +122,7 @@ export class Sessions {
     const { session } = sender;
     if (!session) return;
     this.end(session, 'abandoned', now);
-    this.#answers.refuse(sender, 'session_data_limit');
+    this.answers.refuse(sender, 'session_data_limit');
     this.#closeBoth(session, 'session_data_limit');
   }
 
@@ -194,20 +182,20 @@ export class Sessions {
   }
 
   end(session: Session, outcome: 'completed' | 'expired' | 'abandoned', now: number): void {
-    this.#pairing.end(session);
-    this.#stats[outcome] += 1;
-    if (session.controller) this.#stats.onEnded?.(now - session.pairedAt);
+    this.pairing.end(session);
+    this.stats[outcome] += 1;
+    if (session.controller) this.stats.onEnded?.(now - session.pairedAt);
     for (const peer of [session.target, session.controller]) {
       if (!peer) continue;
       peer.unsubscribe(session.otc);
-      this.#connections.settle(peer, now);
+      this.connections.settle(peer, now);
     }
     session.onEnd?.();
   }
 
   #refuseBoth({ target, controller }: Session, why: ErrorCode): void {
-    this.#answers.refuse(target, why);
-    if (controller) this.#answers.refuse(controller, why);
+    this.answers.refuse(target, why);
+    if (controller) this.answers.refuse(controller, why);
   }
 
   #closeBoth({ target, controller }: Session, why: CloseReason): void {
