@@ -44,7 +44,10 @@ export function startPrivateRelay(
       async open(client) {
         const { upstream } = client.data;
         upstream.addEventListener('message', ({ data }) => client.send(String(data)));
-        upstream.addEventListener('close', ({ code, reason }) => client.close(code, reason));
+        upstream.addEventListener('close', ({ code, reason }) =>
+          // 1005 and 1006 say that there was no close code, and can't be sent.
+          client.close(code === 1005 || code === 1006 ? 1000 : code, reason),
+        );
       },
       async message({ data: { upstream } }, message) {
         if (upstream.readyState === WebSocket.CONNECTING) {

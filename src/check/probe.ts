@@ -116,8 +116,8 @@ export class Probe {
     const [dead] = bad.filter(({ problem }) => problem !== 'no_route');
     if (this.#via && good.length === 0) throw this.#proxyUnusable(bad[0]?.why ?? 'no answer');
     if (good.length === 0) {
-      const { problem = 'no_route', why } = dead ?? bad[0] ?? {};
-      throw new Problem(problem, `${this.#host}: ${why}`);
+      const { problem = 'no_route', address, why } = dead ?? bad[0] ?? {};
+      throw new Problem(problem, address === this.#host ? `${why}` : `${this.#host}: ${why}`);
     }
     this.#addresses = good;
     if (this.#via) {
@@ -387,6 +387,7 @@ async function reach(address: string, port: number): Promise<Reach> {
   let listener: { close: () => void } | undefined;
   try {
     const socket = await Bun.udpSocket({
+      hostname: address.includes(':') ? '::' : '0.0.0.0',
       connect: { hostname: address, port },
       socket: {
         data: () => {},
