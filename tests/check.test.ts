@@ -1,5 +1,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test';
 import { mkdtemp, rm } from 'node:fs/promises';
+import { once } from 'node:events';
+import http from 'node:http';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -107,11 +109,6 @@ describe('a relay that is well', () => {
     expect(text).toContain('ok      Verdict before goodbye');
     expect(text).toEndWith('All well: a device gets through from here.\n');
     expect(await child.exited).toBe(0);
-  });
-
-  test('three checks within a minute are within the limits', async () => {
-    const { url } = await startRelay({ maxWatches: 10 });
-    for (let round = 0; round < 3; round += 1) expect((await check([url])).exit).toBe(0);
   });
 
   test('counts as pairings that were completed, and as bootstraps that were answered', async () => {
@@ -257,7 +254,7 @@ describe('no relay to be had', () => {
   });
 
   test('wrong usage', async () => {
-    for (const args of [
+    const wrong = [
       ['https://relay.example.com'],
       ['relay.example.com'],
       ['--idle', '291'],
@@ -267,13 +264,15 @@ describe('no relay to be had', () => {
       ['--wait', 'long'],
       ['--loud'],
       ['ws://a/ws', 'ws://b/ws'],
-    ]) {
+    ];
+    const tries = wrong.map(async (args) => {
       const child = run(args);
       const text = (await new Response(child.stderr).text()).trim();
       expect(text).toMatch(/^amesh-relay: .+$/);
       expect(text).not.toContain('secret');
       expect(await child.exited).toBe(2);
-    }
+    });
+    await Promise.all(tries);
   });
 
   test('somebody who takes the connection and says nothing', async () => {
@@ -319,6 +318,56 @@ describe('a private relay', () => {
   test('that had enough of us', async () => {
     const busy = serve(() => Response.json({ error: 'too_many_wrong_tokens' }, { status: 429 }));
     expectFailure(await check([`${busy}/ws`]), 'too_many_requests', 'wrong access tokens');
+  });
+});
+
+describe('behind an HTTP proxy for the way out', () => {
+  const asked: string[] = [];
+  let proxy: string;
+  let relay: { url: string; port: number };
+
+  beforeAll(async () => {
+    relay = await startRelay();
+    const server = http.createServer((_request, response) => response.writeHead(501).end());
+    server.on('connect', ({ url = '', headers }: http.IncomingMessage, client: net.Socket) => {
+      asked.push(`${url} ${headers['proxy-authorization']}`);
+      if (!url.startsWith('relay.invalid:')) return client.end('HTTP/1.1 403 Forbidden\r\n\r\n');
+      const upstream = net.connect(relay.port, '127.0.0.1', () => {
+        client.write('HTTP/1.1 200 OK\r\n\r\n');
+        client.pipe(upstream).pipe(client);
+      });
+      for (const socket of [client, upstream]) socket.on('error', () => socket.destroy());
+      return undefined;
+    });
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    cleanUps.push(() => server.close());
+    proxy = `127.0.0.1:${(server.address() as net.AddressInfo).port}`;
+  });
+
+  test('goes through it, although the name is known to the proxy alone', async () => {
+    const url = 'ws://relay.invalid:8080/ws';
+    const outcome = await check([url], { HTTP_PROXY: `http://user:pass%20word@${proxy}` });
+    expect([outcome.exit, outcome.problem]).toEqual([0, undefined]);
+    expect(outcome.steps[1]?.found).toBe(`through the HTTP proxy ${proxy}`);
+    expect(new Set(asked)).toEqual(new Set([`relay.invalid:8080 Basic ${btoa('user:pass word')}`]));
+  });
+
+  test('says so where the proxy does not let it through, or is none', async () => {
+    const url = 'wss://other.invalid/ws';
+    const refused = await check([url], { HTTPS_PROXY: `http://${proxy}` });
+    expectFailure(refused, 'proxy_unusable', 'status 403', 'NO_PROXY=other.invalid');
+    const [port] = freePorts(1) as [number];
+    const closed = await check([url], { https_proxy: `http://127.0.0.1:${port}` });
+    expectFailure(closed, 'proxy_unusable', `port ${port} on 127.0.0.1 is closed`);
+    const socks = await check([url], { HTTPS_PROXY: `socks5://${proxy}` });
+    expectFailure(socks, 'proxy_unusable', 'does not begin with http:// or https://');
+  });
+
+  test('goes past it where NO_PROXY says so', async () => {
+    const environment = { HTTP_PROXY: `http://${proxy}`, NO_PROXY: '127.0.0.1' };
+    const { exit, steps } = await check([relay.url], environment);
+    expect([exit, steps[0]?.found]).toEqual([0, '127.0.0.1 is an address already']);
   });
 });
 

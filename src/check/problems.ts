@@ -239,6 +239,7 @@ export class Problem extends Error {
 /** Which problem an error of the client library is. Those that are not here are a `wire_error`. */
 const problemOfError: Record<string, ProblemCode> = {
   rate_limited: 'rate_limited',
+  unauthorized: 'access_token_wrong',
   relay_capacity: 'full',
   relay_overloaded: 'full',
   too_many_connections: 'full',

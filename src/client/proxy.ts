@@ -6,7 +6,8 @@
  * @returns The proxy's URL, or undefined where the connection goes straight.
  */
 export function proxyFor(url: URL, env: Record<string, string | undefined>): string | undefined {
-  const named = (name: string): string | undefined => env[name.toLowerCase()] || env[name];
+  const named = (name: string): string | undefined =>
+    env[name.toLowerCase()] || env[name] || undefined;
   const proxy = named(url.protocol === 'wss:' ? 'HTTPS_PROXY' : 'HTTP_PROXY');
   const host = url.hostname;
   const port = url.port || (url.protocol === 'wss:' ? '443' : '80');
