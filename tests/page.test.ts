@@ -361,36 +361,38 @@ describe.skipIf(!executablePath)('in Chromium', () => {
   });
 
   test.each([
-    [(home: string) => (path: string) => fetch(home + path.slice(1)), 'proxy_set_header Upgrade'],
+    ['as a plain request', 'proxy_set_header Upgrade', true, () => undefined],
+    ['under another host', 'AMESH_ALLOWED_ORIGINS=http://127.0.0.1:', false, () => undefined],
     [
-      (home: string) => (path: string) =>
-        path === '/ws' ? new Response('', { status: 502 }) : fetch(home + path.slice(1)),
+      'not at all',
       'A proxy answers, and it does not reach the relay',
+      true,
+      () => new Response('', { status: 502 }),
     ],
-    [
-      (home: string) => (path: string) =>
-        path === '/ws' ? Response.redirect('/login', 302) : fetch(home + path.slice(1)),
-      'A WebSocket follows no redirect.',
-    ],
-  ])('no WebSocket opens: as much help as from the command, %#', async (proxy, help) => {
-    const answer = proxy(url);
-    const server = Bun.serve({
-      port: 0,
-      hostname: '127.0.0.1',
-      fetch: async (request) => {
-        const { pathname } = new URL(request.url);
-        if (pathname !== '/') return answer(pathname);
-        // As a proxy passes it on: the page, with the Host header of the visitor.
-        return fetch(url, { headers: request.headers });
-      },
-    });
-    cleanUps.push(() => server.stop(true));
-    const { page } = await open({}, `http://127.0.0.1:${server.port}/`);
-    await page.locator('#run').click();
-    expect(await verdict(page)).toBe('A device would not get through from here.');
-    expect(await page.locator('#steps li.failed').innerText()).toContain(help);
-    await page.context().close();
-  });
+    ['elsewhere', 'A WebSocket follows no redirect.', true, () => Response.redirect('/login', 302)],
+  ])(
+    'no WebSocket opens, as it is passed on %s: as much help as from the command',
+    async (_, help, keepsHost, answerSocket) => {
+      const server = Bun.serve({
+        port: 0,
+        hostname: '127.0.0.1',
+        fetch: async (request) => {
+          const { pathname } = new URL(request.url);
+          if (pathname !== '/') {
+            return (pathname === '/ws' && answerSocket()) || fetch(url + pathname.slice(1));
+          }
+          const { accept = '', host = '' } = Object.fromEntries(request.headers);
+          return fetch(url, { headers: { accept, ...(keepsHost && { host }) } });
+        },
+      });
+      cleanUps.push(() => server.stop(true));
+      const { page } = await open({}, `http://127.0.0.1:${server.port}/`);
+      await page.locator('#run').click();
+      expect(await verdict(page)).toBe('A device would not get through from here.');
+      expect(await page.locator('#steps li.failed').innerText()).toContain(help);
+      await page.context().close();
+    },
+  );
 
   test('a private relay: asks for the token, pairs with it, shows it nowhere', async () => {
     const token = 'a-token-for-the-page_01234';
