@@ -4,7 +4,7 @@
     python3 pair.py listen ws://127.0.0.1:3001/ws             shows a code, waits for the other
     python3 pair.py connect ws://127.0.0.1:3001/ws 482916     on the other device
 
-What it says to the other side is neither encrypted nor authenticated: a real device does both, and shows a SAS.
+What it says to the other side is neither encrypted nor authenticated: secure.py, beside it, does both.
 """
 
 import base64
@@ -94,7 +94,7 @@ class Relay:
         self.socket.tcp.close()
 
 
-def wait_for_peer(url):
+def wait_for_peer(url, show):
     for _ in range(5):  # a sixth code that is taken would be rate limited
         relay, code = Relay(url), f"{secrets.randbelow(1_000_000):06}"
         relay.send(type="listen", otc=code)
@@ -105,15 +105,15 @@ def wait_for_peer(url):
             if str(error) != "otc_in_use":
                 raise
             continue
-        print("code", code, flush=True)
+        show(code)
         relay.expect("peer_found")
-        return relay
+        return relay, code
     raise RelayError("otc_in_use")
 
 
 def main(role, url, code=None):
     if role == "listen":
-        relay = wait_for_peer(url)
+        relay, _ = wait_for_peer(url, lambda code: print("code", code, flush=True))
         relay.send(type="data", payload="hello from the target")
         print("received", relay.expect("data")["payload"])
         relay.send(type="done")

@@ -36,7 +36,7 @@ export class Connection implements Peer {
   queuedBytes = 0;
   /** The relay has closed it. */
   isClosed = false;
-  /** Its client has closed it, while frames of it still wait in the queue. */
+  /** It is closed. Bun has ended its subscriptions, and frames of it may still wait in the queue. */
   isGone = false;
   malformed = 0;
   frames = 0;

@@ -17,8 +17,8 @@ export interface AppOptions {
   health: () => Health;
   /** Whether `GET /` answers. */
   page: boolean;
-  /** Who sent a request; `peer` is the address of its TCP connection, undefined if that is closed already. */
-  callerOf: (request: Request, peer: string | undefined) => Caller;
+  /** Who sent a request; `peerOf` tells the address of its TCP connection, undefined if that is closed already. */
+  callerOf: (request: Request, peerOf: () => string | undefined) => Caller;
   /** Whether the relay itself speaks TLS. */
   isTls: boolean;
   /** Whether the headers of a proxy are to be believed. */
@@ -42,10 +42,14 @@ const MAX_ACCEPT = 256;
  * @param request Its `url` is only a path if the request has no `Host` header, or none that is valid.
  */
 export function pathOf({ url }: { url: string }): string {
-  const path = /^(?:https?:\/\/[^/?#]*)?([^?#]*)/.exec(url)?.[1] ?? '';
-  return path.length > MAX_PATH
-    ? path.slice(0, MAX_PATH + 1) // Long enough to be told that it is too long.
-    : path.replaceAll(/\/{2,}/g, '/');
+  const start = url.startsWith('/') ? 0 : url.indexOf('/', url.indexOf('://') + 3);
+  if (start === -1) return '/';
+  const target = url.slice(start);
+  const end = target.search(/[?#]/);
+  const path = end === -1 ? target : target.slice(0, end);
+  // Long enough to be told that it is too long.
+  if (path.length > MAX_PATH) return path.slice(0, MAX_PATH + 1);
+  return path.includes('//') ? path.replaceAll(/\/{2,}/g, '/') : path;
 }
 
 /** A host name or an address, with or without a port. Any other `Host` is not repeated to anyone. */
@@ -103,7 +107,7 @@ export function createApp({ health, page, callerOf, isTls, trustsProxy }: AppOpt
       }
       const isSecure =
         isTls || (trustsProxy && /^https\b/i.test(c.req.header('x-forwarded-proto') ?? ''));
-      const { address, source } = callerOf(c.req.raw, c.env.requestIP?.(c.req.raw)?.address);
+      const { address, source } = callerOf(c.req.raw, () => c.env.requestIP?.(c.req.raw)?.address);
       const facts = {
         name,
         version,

@@ -155,7 +155,7 @@ export class RelayServer implements Relay {
     const app = createApp({
       health: () => this.#health,
       page: this.#config.page,
-      callerOf: (request, peer) => this.#callers.resolve(request, peer),
+      callerOf: (request, peerOf) => this.#callers.resolve(request, peerOf),
       isTls: tls !== undefined,
       trustsProxy: this.#config.trustProxy.by !== 'peer',
     });
@@ -175,7 +175,7 @@ export class RelayServer implements Relay {
   }
 
   #upgrade(request: Request, server: BunServer): boolean {
-    const { client } = this.#callers.resolve(request, server.requestIP(request)?.address);
+    const { client } = this.#callers.resolve(request, () => server.requestIP(request)?.address);
     return this.sockets.upgrade(server, request, client);
   }
 

@@ -166,6 +166,7 @@ export class Sockets {
   #closed(connection: Connection): void {
     this.answers.guard(connection, () => {
       if (!this.connections.remove(connection)) return;
+      connection.isGone = true;
       const now = this.now();
       this.sessions.leave(connection, 'peer_disconnected', now);
       this.watches.leave(connection, 'watcher_disconnected', now);

@@ -72,7 +72,11 @@ describe('who is calling', () => {
     const resolver = new CallerResolver(parseProxyRule(setting) as ProxyRule, (message) =>
       warnings.push(message),
     );
-    return { ...resolver.resolve({ headers: new Headers(headers) }, peer), warnings, resolver };
+    return {
+      ...resolver.resolve({ headers: new Headers(headers) }, () => peer),
+      warnings,
+      resolver,
+    };
   };
   const chain = { 'x-forwarded-for': 'forged, 198.51.100.7, 203.0.113.42:51234' };
 
@@ -111,7 +115,7 @@ describe('who is calling', () => {
 
   test('warns once of a header that is not trusted, without an address', () => {
     const { warnings, resolver } = from('0', chain);
-    resolver.resolve({ headers: new Headers(chain) }, '192.0.2.1');
+    resolver.resolve({ headers: new Headers(chain) }, () => '192.0.2.1');
     expect(warnings).toHaveLength(1);
     expect(warnings[0]).toContain('x-forwarded-for');
     expect(warnings[0]).not.toMatch(/\d+\.\d+\.\d+\.\d+/);
@@ -124,15 +128,16 @@ describe('who is calling', () => {
       [999, 0],
     ] as const) {
       const { warnings, resolver } = from('0', {});
-      for (let i = 0; i < before; i += 1) resolver.resolve({ headers: new Headers() }, '192.0.2.1');
-      resolver.resolve({ headers: new Headers(chain) }, '192.0.2.1');
+      for (let i = 0; i < before; i += 1)
+        resolver.resolve({ headers: new Headers() }, () => '192.0.2.1');
+      resolver.resolve({ headers: new Headers(chain) }, () => '192.0.2.1');
       expect(warnings).toHaveLength(expected);
     }
   });
 
   test('warns once of a trusted header that is missing or unusable', () => {
     const { warnings, resolver } = from('header:Fly-Client-IP', {});
-    resolver.resolve({ headers: new Headers() }, '192.0.2.1');
+    resolver.resolve({ headers: new Headers() }, () => '192.0.2.1');
     expect(warnings).toHaveLength(1);
     expect(warnings[0]).toContain('fly-client-ip');
     expect(from('1', { 'x-forwarded-for': '198.51.100.7' }).warnings).toEqual([]);

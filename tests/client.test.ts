@@ -1,8 +1,5 @@
 import { afterAll, beforeAll, describe, expect, spyOn, test } from 'bun:test';
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import pkg from '../package.json' with { type: 'json' };
+import { type AddressInfo, createConnection, createServer } from 'node:net';
 import {
   announce,
   connect,
@@ -15,6 +12,9 @@ import {
 } from '../src/client/client.ts';
 import { type CloseReason, closes } from '../src/wire/codes.ts';
 import { createRelayServer } from '../src/index.ts';
+import { project, runtimes } from './built-client.ts';
+import { proxyFor } from '../src/client/proxy.ts';
+import { afterThisTest } from './support.ts';
 
 const relay = await createRelayServer({
   port: 0,
@@ -123,11 +123,126 @@ describe('pairing', () => {
     await target.close();
   });
 
+  test('bytes go over as base64', async () => {
+    const { target, controller } = await pair();
+    const bytes = crypto.getRandomValues(new Uint8Array(49_000));
+    controller.send(bytes);
+    controller.send(new Uint8Array());
+    controller.send('no base64');
+    controller.send(new Uint8Array([0xff]));
+    expect(await target.receiveBytes()).toEqual(bytes);
+    expect(await target.receiveBytes()).toEqual(new Uint8Array());
+    expect(await codeOf(target.receiveBytes())).toBe('invalid_payload');
+    expect(await target.receive()).toBe('/w==');
+    await target.close();
+  });
+
+  test('what is no payload is refused, and harms neither side', async () => {
+    const { target, controller } = await pair();
+    for (const wrong of [undefined, null, 7, {}, ['a']]) {
+      expect(() => controller.send(wrong as unknown as string)).toThrow('invalid_argument');
+    }
+    controller.send('still here');
+    expect(await target.receive()).toBe('still here');
+    await target.close();
+  });
+
+  test('await using leaves at the end of the block', async () => {
+    const { target, controller } = await pair();
+    {
+      await using leaving = controller;
+      leaving.send('last words');
+    }
+    expect(await target.receive()).toBe('last words');
+    expect(await codeOf(target.receive())).toBe('peer_disconnected');
+  });
+
+  test('an error has the stack of who called', async () => {
+    const { target, controller } = await pair();
+    async function theReceiver() {
+      await target.receive();
+    }
+    async function theConnector() {
+      await connect(url, 'no code');
+    }
+    const receiving = failure(theReceiver());
+    await controller.close();
+    const error = await receiving;
+    expect(error.stack).toStartWith('RelayError: peer_disconnected: ');
+    expect(error.stack).toContain('theReceiver');
+    expect((await failure(theConnector())).stack).toContain('theConnector');
+    function theSender() {
+      target.send('late');
+    }
+    try {
+      theSender();
+      throw new Error('it was sent');
+    } catch (late) {
+      expect((late as RelayError).code).toBe('peer_disconnected');
+      expect((late as RelayError).stack).toContain('theSender');
+    }
+  });
+
   test('a frame over the limit ends the channel with a name', async () => {
     const { target, controller } = await pair();
     controller.send('x'.repeat(70_000));
     expect(await codeOf(controller.receive())).toBe('frame_too_large');
     expect(await codeOf(target.receive())).toBe('peer_disconnected');
+  });
+});
+
+describe('a code of the library’s own', () => {
+  /** Has the next codes drawn as told, and then at random again. */
+  function draw(...codes: string[]) {
+    const original = crypto.getRandomValues.bind(crypto);
+    const random = spyOn(crypto, 'getRandomValues').mockImplementation(<T>(array: T): T => {
+      const code = codes.shift();
+      if (code === undefined) return original(array as Uint32Array<ArrayBuffer>) as T;
+      (array as Uint32Array)[0] = Number(code);
+      return array;
+    });
+    afterThisTest(() => random.mockRestore());
+    return codes;
+  }
+
+  test('is told, and leads to the channel', async () => {
+    const code = Promise.withResolvers<string>();
+    const listening = listen(url, { onCode: code.resolve });
+    const controller = await connect(url, await code.promise);
+    controller.send('hello');
+    expect(await (await listening).receive()).toBe('hello');
+    await controller.close();
+  });
+
+  test('is another one where somebody waits on the first, and never ends in rate_limited', async () => {
+    const strict = await createRelayServer({ port: 0, host: '127.0.0.1', logLevel: 'silent' });
+    const { url: strictUrl } = await strict.start();
+    afterThisTest(() => strict.stop());
+    const taken = Promise.withResolvers<void>();
+    const first = listen(strictUrl, '482916', { onWaiting: taken.resolve });
+    first.catch(() => {});
+    await taken.promise;
+    const codes = draw('482916', '482916', '000017');
+    const code = Promise.withResolvers<string>();
+    const second = listen(strictUrl, { onCode: code.resolve });
+    second.catch(() => {});
+    expect(await code.promise).toBe('000017');
+    // However bad the luck, what it draws leaves one failure to spare, so that the next call is heard.
+    codes.push('482916', '482916');
+    const third = Promise.withResolvers<string>();
+    listen(strictUrl, { onCode: third.resolve }).catch(() => {});
+    expect(await third.promise).toMatch(/^\d{6}$/);
+  });
+
+  test('is given up after four that are taken', async () => {
+    const code = generateCode();
+    const waiting = Promise.withResolvers<void>();
+    const first = listen(url, code, { onWaiting: waiting.resolve });
+    await waiting.promise;
+    draw(code, code, code, code);
+    expect(await codeOf(listen(url, { onCode() {} }))).toBe('otc_in_use');
+    await (await connect(url, code)).close();
+    await (await first).close();
   });
 });
 
@@ -147,6 +262,9 @@ describe('what goes wrong on the way', () => {
 
   test('a deadline, and a signal that is aborted already', async () => {
     expect(await codeOf(listen(url, generateCode(), { timeoutMs: 20 }))).toBe('timeout');
+    for (const timeoutMs of [NaN, -1, '5' as unknown as number]) {
+      expect(await codeOf(listen(url, generateCode(), { timeoutMs }))).toBe('invalid_argument');
+    }
     const signal = AbortSignal.abort();
     expect(await codeOf(listen(url, generateCode(), { signal }))).toBe('aborted');
   });
@@ -203,6 +321,18 @@ describe('a server that is not quite the relay', () => {
     expect([error.code, error.detail]).toEqual(['connection_lost', 'close code 4999']);
   });
 
+  test('an answer about another token id', async () => {
+    answer = (ws) => {
+      ws.sendText('{"type":"bootstrap_ack","jti":"b","controllerPubKey":"","controllerSig":""}');
+    };
+    const introduction = { jti: 'a', token: '', targetPubKey: '' };
+    expect(await codeOf(announce(oddUrl, introduction))).toBe('unexpected_frame');
+    answer = (ws) => ws.sendText('{"type":"bootstrap_reject","jti":"b","error":"no_watcher"}');
+    expect(await codeOf(announce(oddUrl, introduction))).toBe('unexpected_frame');
+    answer = (ws) => ws.sendText('{"type":"bootstrap_watching","jti":"b"}');
+    expect(await codeOf(watch(oddUrl, 'a'))).toBe('unexpected_frame');
+  });
+
   test('frames that no relay sends', async () => {
     const odds = ['', 'null', '[]', '{"type":1}', '{"type":"ack"}', '{"type":"error"}'];
     for (const frame of [...odds, '{"type":"error","code":"toString"}']) {
@@ -241,6 +371,15 @@ describe('bootstrap', () => {
     expect([error.code, error.detail]).toEqual(['rejected', 'bad_signature']);
   });
 
+  test('not refused in the relay’s words, which would be taken for the relay’s', async () => {
+    const { watched } = await watching('bt_words');
+    const announced = failure(announce(url, introduction('bt_words')));
+    const device = await watched;
+    expect(await codeOf(device.reject('no_watcher'))).toBe('invalid_argument');
+    await device.reject();
+    expect((await announced).code).toBe('rejected');
+  });
+
   test('nobody watches, somebody else watches, the watcher leaves', async () => {
     expect(await codeOf(announce(url, introduction('bt_none')))).toBe('no_watcher');
     const { watched } = await watching('bt_left');
@@ -268,6 +407,144 @@ describe('bootstrap', () => {
   });
 });
 
+describe('a private relay', () => {
+  const secret = 'a-secret-of-sixteen-letters';
+  /** A door that answers every upgrade with this status, and notes what it was asked. */
+  function door(status: number) {
+    const asked: string[] = [];
+    const server = Bun.serve({
+      port: 0,
+      hostname: '127.0.0.1',
+      fetch(request) {
+        asked.push(request.url);
+        return new Response('', { status });
+      },
+    });
+    afterThisTest(() => server.stop(true));
+    return { asked, url: `ws://127.0.0.1:${server.port}/ws` };
+  }
+
+  test('is given the token in the URL, whatever else stands there', async () => {
+    const { asked, url: door401 } = door(401);
+    for (const there of ['', '?a=b', '?token=old']) {
+      await codeOf(connect(door401 + there, '000000', { token: `${secret}&+` }));
+    }
+    expect(asked.map((it) => new URL(it).search)).toEqual([
+      `?token=${secret}%26%2B`,
+      `?a=b&token=${secret}%26%2B`,
+      `?token=${secret}%26%2B`,
+    ]);
+  });
+
+  test.each([
+    [401, 'unauthorized'],
+    [403, 'origin_refused'],
+    [429, 'rate_limited'],
+    [502, 'unreachable'],
+  ])('that answers %d is %s, and no error shows the token', async (status, code) => {
+    const { url: shut } = door(status);
+    const introduction = { jti: 'a', token: '', targetPubKey: '' };
+    for (const attempt of [
+      listen(shut, { onCode() {}, token: secret }),
+      listen(shut, '000000', { token: secret }),
+      connect(`${shut}?token=${secret}`, '000000'),
+      watch(shut, 'a', { token: secret }),
+      announce(shut, introduction, { token: secret }),
+    ]) {
+      const error = await failure(attempt);
+      expect(error.code).toBe(code as RelayErrorCode);
+      expect(Bun.inspect(error)).not.toContain(secret);
+    }
+  });
+
+  test('at a URL that is none shows no token either', async () => {
+    for (const wrong of [
+      `http://h/?token=${secret}`,
+      `ws://h:x/?token=${secret}`,
+      `//?token=${secret}`,
+    ]) {
+      const error = await failure(connect(wrong, '000000', { token: secret }));
+      expect(error.code).toBe('invalid_url');
+      expect(Bun.inspect(error)).not.toContain(secret);
+    }
+  });
+});
+
+describe('an HTTP proxy', () => {
+  test.each<[string, Record<string, string>, string | undefined]>([
+    ['ws://relay.test/ws', {}, undefined],
+    ['ws://relay.test/ws', { HTTP_PROXY: 'http://p' }, 'http://p'],
+    ['wss://relay.test/ws', { HTTP_PROXY: 'http://p' }, undefined],
+    ['wss://relay.test/ws', { HTTPS_PROXY: 'http://p' }, 'http://p'],
+    ['wss://relay.test/ws', { https_proxy: 'http://p', HTTPS_PROXY: 'http://q' }, 'http://p'],
+    ['wss://relay.test/ws', { HTTPS_PROXY: '' }, undefined],
+    ['wss://relay.test/ws', { HTTPS_PROXY: 'http://p', NO_PROXY: '*' }, undefined],
+    ['wss://relay.test/ws', { HTTPS_PROXY: 'http://p', NO_PROXY: 'x, relay.test' }, undefined],
+    ['wss://a.relay.test/ws', { HTTPS_PROXY: 'http://p', no_proxy: '.Relay.test' }, undefined],
+    ['wss://a.relay.test/ws', { HTTPS_PROXY: 'http://p', NO_PROXY: '*.relay.test' }, undefined],
+    ['wss://relay.test/ws', { HTTPS_PROXY: 'http://p', NO_PROXY: 'relay.test:443' }, undefined],
+    ['wss://relay.test/ws', { HTTPS_PROXY: 'http://p', NO_PROXY: 'relay.test:8443' }, 'http://p'],
+    ['wss://myrelay.test/ws', { HTTPS_PROXY: 'http://p', NO_PROXY: 'relay.test,' }, 'http://p'],
+  ])('for %s with %o is %p', (address, env, proxy) => {
+    expect(proxyFor(new URL(address), env)).toBe(proxy);
+  });
+
+  /** A proxy that connects everybody to the relay, and counts. */
+  function startProxy() {
+    const tunnels: string[] = [];
+    const server = createServer((client) => {
+      client.on('error', () => {});
+      client.once('data', (head) => {
+        tunnels.push(String(head).split('\r\n')[0] as string);
+        const ahead = createConnection(Number(new URL(url).port), '127.0.0.1', () => {
+          client.write('HTTP/1.1 200 Connection established\r\n\r\n');
+          client.pipe(ahead).pipe(client);
+        });
+        ahead.on('error', () => client.destroy());
+        client.on('close', () => ahead.destroy());
+      });
+    });
+    afterThisTest(() => server.close());
+    return new Promise<{ tunnels: string[]; address: string }>((resolve) => {
+      server.listen(0, '127.0.0.1', () => {
+        const { port } = server.address() as AddressInfo;
+        resolve({ tunnels, address: `http://127.0.0.1:${port}` });
+      });
+    });
+  }
+
+  for (const runtime of runtimes) {
+    test(`leads a program in ${runtime} to a relay that it cannot reach itself`, async () => {
+      const { tunnels, address } = await startProxy();
+      await using nowhere = await project('docs/client.md', 'ws://relay.invalid/ws');
+      const env = { HTTP_PROXY: address, NODE_USE_ENV_PROXY: '1', NO_PROXY: '', no_proxy: '' };
+      const target = nowhere.run([runtime, 'target.mjs'], env);
+      const code = await target.shows(/code (\d{6})\n/);
+      await nowhere.run([runtime, 'controller.mjs', code], env).ended();
+      expect(await target.ended()).toEndWith('received hello, target\n');
+      expect(tunnels).toEqual(Array(2).fill('CONNECT relay.invalid:80 HTTP/1.1'));
+    });
+  }
+
+  test('that is none is told, without its password', async () => {
+    const before = process.env.HTTP_PROXY;
+    afterThisTest(() => {
+      if (before === undefined) delete process.env.HTTP_PROXY;
+      else process.env.HTTP_PROXY = before;
+    });
+    for (const wrong of [
+      'http://me:secret@127.0.0.1:1',
+      'socks5://me:secret@127.0.0.1:1',
+      'secret',
+    ]) {
+      process.env.HTTP_PROXY = wrong;
+      const error = await failure(connect('ws://relay.invalid/ws', '000000'));
+      expect(error.code).toBeOneOf(['unreachable', 'invalid_url']);
+      expect(Bun.inspect(error)).not.toContain('secret');
+    }
+  });
+});
+
 test('codes are six digits, all alike', () => {
   const counts = Array.from({ length: 10 }, () => 0);
   for (let i = 0; i < 20_000; i += 1) {
@@ -291,82 +568,33 @@ test('a draw from past the last whole million is drawn again', () => {
 });
 
 describe('the documentation’s examples, from the built package', () => {
-  const nodeMajor = Number(
-    Bun.spawnSync(['node', '--version'])
-      .stdout.toString()
-      .match(/^v(\d+)/)?.[1] ?? 0,
-  );
-  const runtimes = ['bun', ...(nodeMajor >= 22 ? ['node'] : [])];
-  if (nodeMajor < 22) {
-    console.warn(
-      `client examples: not run in Node.js, which has no WebSocket before 22 (here: ${nodeMajor || 'none'})`,
-    );
-  }
-  let folder: string;
-
+  let built: Awaited<ReturnType<typeof project>>;
   beforeAll(async () => {
-    folder = await mkdtemp(join(tmpdir(), 'relay-client-'));
-    const home = join(folder, 'node_modules', pkg.name);
-    const built = await Bun.build({
-      entrypoints: [join(import.meta.dir, '../src/client/client.ts')],
-      target: 'browser',
-    });
-    await Bun.write(join(home, 'dist/client.js'), await (built.outputs[0] as Blob).text());
-    await Bun.write(join(home, 'package.json'), JSON.stringify(pkg));
-    const text = await Bun.file(join(import.meta.dir, '../docs/client.md')).text();
-    for (const [, name, code] of text.matchAll(/```js\n\/\/ (\S+)\n([^]*?)```/g)) {
-      await Bun.write(
-        join(folder, name as string),
-        (code as string).replace('wss://relay.example.com/ws', url),
-      );
-    }
+    built = await project('docs/client.md', url);
   });
-  afterAll(() => rm(folder, { recursive: true }));
-
-  const run = (runtime: string, ...args: string[]) =>
-    Bun.spawn([runtime, ...args], { cwd: folder, stdout: 'pipe', stderr: 'inherit' });
-
-  /** Reads a program's output until it holds what is looked for. */
-  async function until(program: { stdout: ReadableStream<Uint8Array> }, wanted: RegExp) {
-    const reader = program.stdout.getReader();
-    const decoder = new TextDecoder();
-    let text = '';
-    const more = async (): Promise<boolean> => {
-      const { done, value } = await reader.read();
-      text += decoder.decode(value, { stream: !done });
-      return !done;
-    };
-    while (!wanted.test(text)) if (!(await more())) throw new Error(`ended with: ${text}`);
-    return {
-      match: wanted.exec(text)?.[1],
-      rest: async () => {
-        while (await more());
-        return text;
-      },
-    };
-  }
+  afterAll(() => built[Symbol.asyncDispose]());
 
   for (const runtime of runtimes) {
     test(`${runtime}: target and controller`, async () => {
-      const { match, rest } = await until(run(runtime, 'target.mjs'), /code (\d{6})\n/);
-      const controller = run(runtime, 'controller.mjs', match as string);
-      expect(await new Response(controller.stdout).text()).toBe(
-        'received hello, controller\nthe target is finished\n',
-      );
-      expect(await rest()).toEndWith('received hello, target\n');
+      const target = built.run([runtime, 'target.mjs']);
+      const code = await target.shows(/code (\d{6})\n/);
+      const controller = built.run([runtime, 'controller.mjs', code]);
+      expect(await controller.ended()).toBe('received hello, controller\nthe target is finished\n');
+      expect(await target.ended()).toEndWith('received hello, target\n');
     });
 
     test(`${runtime}: impatient`, async () => {
-      expect(await new Response(run(runtime, 'impatient.mjs').stdout).text()).toBe('timeout\n');
+      expect(await built.run([runtime, 'impatient.mjs']).ended()).toBe('timeout\n');
     });
   }
 
   test('watcher and booting device', async () => {
     const runtime = runtimes.at(-1) as string;
-    const { rest } = await until(run(runtime, 'watcher.mjs'), /watching\n/);
-    expect(await new Response(run(runtime, 'booting.mjs').stdout).text()).toBe(
+    const watcher = built.run([runtime, 'watcher.mjs']);
+    await watcher.shows(/watching\n/);
+    expect(await built.run([runtime, 'booting.mjs']).ended()).toBe(
       'accepted by controller-key signature\n',
     );
-    expect(await rest()).toBe('watching\naccepted device-key\n');
+    expect(await watcher.ended()).toBe('watching\naccepted device-key\n');
   });
 });

@@ -47,7 +47,7 @@ afterAll(() => rm(project, { recursive: true }));
 
 test('holds the code, the types and the documents, and nothing else', () => {
   const wanted =
-    /^package\/(?:package\.json|(?:README|CHANGELOG|PROTOCOL|SECURITY)\.md|LICENSE|bin\/[\w-]+\.js|src\/[\w/-]+\.(?:ts|css)|dist\/[\w/-]+\.d\.ts|dist\/client\.js|deploy\/(?:amesh-relay\.service|nginx\.conf|Caddyfile)|docs\/[\w-]+\.md)$/;
+    /^package\/(?:package\.json|(?:README|CHANGELOG|PROTOCOL|SECURITY)\.md|LICENSE|bin\/[\w-]+\.js|src\/[\w/-]+\.(?:ts|css)|dist\/[\w/-]+\.d\.ts|dist\/[\w-]+\.js|deploy\/(?:amesh-relay\.service|nginx\.conf|Caddyfile)|docs\/[\w-]+\.md|docs\/secure-vectors\.json)$/;
   expect(packed.filter((file) => !wanted.test(file))).toEqual([]);
   const declared = packed.filter((file) => file.startsWith('package/dist/')).length;
   expect(declared).toBeGreaterThan(0);
@@ -93,6 +93,16 @@ test('the client imports wherever there is a WebSocket', async () => {
     const code: string = generateCode();
     console.log(/^[0-9]{6}$/.test(code));`,
   );
+  await Bun.write(
+    join(project, 'secure.ts'),
+    `import { connect, RelayError } from '${pkg.name}/client';
+    import { pairAsController, pairAsTarget, RelayError as Same, type SecureChannel } from '${pkg.name}/secure';
+    const failing: Promise<SecureChannel> = pairAsController('no url', '000000-000000', { showDigits() {} });
+    // Both entries have one class of error.
+    console.log(await failing.catch((error) => error instanceof RelayError && error instanceof Same));
+    void pairAsTarget, connect;`,
+  );
+  expect(await succeed(['bun', 'secure.ts'])).toBe('true\n');
   expect(await succeed(['bun', 'client.ts'])).toBe('true\n');
   const node = Bun.which('node');
   if (!node) return console.warn('SKIPPED: there is no Node here to import the client with');
@@ -110,7 +120,7 @@ test.each([
     const tsc = join(root, 'node_modules/.bin/tsc');
     const flags = ['--noEmit', '--strict', '--target', 'esnext', '--skipLibCheck', 'false'];
     const how = ['--module', module, '--moduleResolution', resolution];
-    expect(await run([tsc, ...flags, ...how, 'use.ts', 'client.ts'])).toMatchObject({
+    expect(await run([tsc, ...flags, ...how, 'use.ts', 'client.ts', 'secure.ts'])).toMatchObject({
       code: 0,
       out: '',
     });

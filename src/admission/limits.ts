@@ -20,6 +20,7 @@ export const MAX_KEYS = 100_000;
 
 /** The networks that an attempt of a client counts for: the client itself first, then those with eight times its limit. */
 export function networksOf(client: string): string[] {
+  if (!client.endsWith('/64')) return [client];
   const parts = /^([\da-f]+):([\da-f]+):([\da-f]+):([\da-f]+)::\/64$/.exec(client);
   if (!parts) return [client];
   const [, a, b, c, d = ''] = parts;
@@ -43,6 +44,7 @@ export class Attempts {
 
   /** Whether a client, or a network that it belongs to, has used up its attempts. */
   isSpent(client: string, now: number): boolean {
+    if (this.#book.size === 0) return false;
     return networksOf(client).some((key, i) => {
       const times = this.#book.get(key);
       const oldest = times?.at(-this.#maxOf(i));

@@ -100,11 +100,11 @@ export class Watches {
 
   /** A peer has gone, and with it all that it watched or announced. `why` is what waiting targets are told. */
   leave({ watches, announced }: Peer, why: RejectReason, now: number): void {
-    for (const watch of watches ?? []) {
+    watches?.forEach((watch) => {
       this.end(watch, 'abandoned', now);
       if (watch.target) this.answers.reject(watch.target, watch.jti, why);
-    }
-    for (const watch of announced ?? []) this.end(watch, 'abandoned', now);
+    });
+    announced?.forEach((watch) => this.end(watch, 'abandoned', now));
   }
 
   end(

@@ -2,16 +2,21 @@
  * A client for the amesh relay: pairing by code and bootstrap by token, for people who write their own devices.
  * Runs wherever there is a standard `WebSocket`: Bun, Node.js 22, browsers. Needs nothing else.
  *
- * Payloads cross the relay as they are: encrypting and authenticating them is the two devices' own affair.
+ * Payloads cross the relay as they are. Who wants them encrypted and authenticated uses `secure.ts`, which is built on this.
  *
  * @example
- * const code = generateCode();
- * const channel = await listen('wss://relay.example.com/ws', code, { onWaiting: () => show(code) });
+ * const channel = await listen('wss://relay.example.com/ws', { onCode: (code) => show(code) });
  * channel.send('hello');
  * const answer = await channel.receive();
  * await channel.done();
  */
-import { closes, type CloseReason, errorCodes, isReason, rejectReasons } from '../wire/codes.ts';
+import { closes, type CloseReason, isReason } from '../wire/codes.ts';
+import { type Bytes, fromBase64, toBase64 } from './base64.ts';
+import { RelayError, type RelayErrorCode, traced } from './errors.ts';
+import { Inbox, Wait, type WaitOptions } from './inbox.ts';
+import { proxyFor } from './proxy.ts';
+
+export { RelayError, type RelayErrorCode, type WaitOptions };
 
 /** How long anything waits unless told otherwise, in milliseconds. */
 const DEFAULT_TIMEOUT_MS = 60_000;
@@ -19,82 +24,67 @@ const DEFAULT_TIMEOUT_MS = 60_000;
 const WATCH_TIMEOUT_MS = 310_000;
 /** How long a closed connection may take to say goodbye, in milliseconds. */
 const FAREWELL_MS = 2000;
-/** The longest that a timer can run; beyond it there is none. */
-const MAX_TIMER_MS = 2 ** 31 - 1;
+/** How many codes `listen` draws. A relay takes five failed codes a minute from a client; this leaves one to spare. */
+const MAX_DRAWS = 4;
 
-const clientMeanings = {
-  invalid_url: 'this is no ws:// or wss:// URL that can be opened',
-  no_websocket: 'this runtime has no WebSocket: Bun, a browser, or Node.js 22 or later is needed',
-  unreachable: 'no WebSocket connection came about at this URL',
-  connection_lost: 'the connection ended without a word',
-  frame_too_large: 'a frame was larger than the relay takes (64 KiB unless it is told otherwise)',
-  unexpected_frame: 'the server said something that is not in the protocol',
-  peer_done: 'the other side is finished',
-  rejected: 'the controller refused',
-  timeout: 'the deadline passed',
-  aborted: 'the signal was aborted',
-  closed: 'this side closed the connection',
-} as const;
-
-/** The relay's codes and reasons as the protocol names them, and the few that only this side can know. */
-export type RelayErrorCode =
-  keyof typeof errorCodes | keyof typeof rejectReasons | CloseReason | keyof typeof clientMeanings;
-
-const meanings: Record<RelayErrorCode, string> = {
-  ...errorCodes,
-  ...rejectReasons,
-  ...clientMeanings,
-  ...(Object.fromEntries(
-    Object.entries(closes).map(([reason, { means }]) => [reason, means]),
-  ) as Record<CloseReason, string>),
-};
-
-/** The one error that everything here throws. Tell cases apart by `code`. */
-export class RelayError extends Error {
-  override name = 'RelayError';
-  readonly code: RelayErrorCode;
-
+/** For everything that opens a connection to the relay. */
+export interface ConnectOptions extends WaitOptions {
   /**
-   * @param detail What is known beyond the code, such as a controller's own words of refusal (`rejected`).
-   * @param options `cause`: what a signal was aborted with, or what the runtime threw.
+   * The access token of a private relay; it goes out as `?token=…` of the URL, since a browser can set no header.
+   * No error holds it.
    */
-  constructor(
-    code: RelayErrorCode,
-    readonly detail?: string,
-    options?: ErrorOptions,
-  ) {
-    super(`${code}: ${meanings[code]}${detail ? ` (${detail})` : ''}`, options);
-    this.code = code;
-  }
-}
-
-/** For everything that waits. */
-export interface WaitOptions {
-  /** Milliseconds until it gives up with `timeout`; `Infinity` for never. Default 60,000. */
-  timeoutMs?: number | undefined;
-  /** Gives up with `aborted` when the signal is. */
-  signal?: AbortSignal | undefined;
+  token?: string | undefined;
 }
 
 /** For what waits until the other device is there. */
-export interface MeetOptions extends WaitOptions {
+export interface MeetOptions extends ConnectOptions {
   /** Called once, when the relay has taken the code or the token id and the other device may come. */
   onWaiting?: (() => void) | undefined;
 }
 
+/** For a device that leaves the choice of its code to {@link listen}. */
+export interface ListenOptions extends ConnectOptions {
+  /** Called once, with the code, when the relay has taken it: show it now. */
+  onCode: (otc: string) => void;
+}
+
 /**
- * Waits for a device that presents the same code; the relay keeps a code for 30 s.
+ * Waits for a device that presents the same code; the relay keeps a code for 30 s. `listen` draws the code, as
+ * {@link generateCode} does, and draws another where somebody waits on it already.
  *
  * @param url The relay's WebSocket, such as `wss://relay.example.com/ws`.
- * @param otc Six digits, such as {@link generateCode} makes.
  * @returns The channel to the other device, once it is there.
- * @throws {RelayError} `otc_in_use`: choose another code. `otc_expired`: nobody came. `rate_limited`: wait a minute.
+ * @throws {RelayError} `otc_expired`: nobody came. `rate_limited`: wait a minute. `unauthorized`: the relay is private
+ *   (Bun alone tells this apart from `unreachable`).
  */
-export async function listen(
+export function listen(url: string | URL, options: ListenOptions): Promise<Channel>;
+/**
+ * Waits for a device that presents this code.
+ *
+ * @param otc Six digits. A code is used once.
+ * @throws {RelayError} `otc_in_use`: choose another code. Otherwise as above.
+ */
+export function listen(url: string | URL, otc: string, options?: MeetOptions): Promise<Channel>;
+export function listen(
   url: string | URL,
-  otc: string,
-  options: MeetOptions = {},
+  first: ListenOptions | string,
+  second: MeetOptions = {},
 ): Promise<Channel> {
+  if (typeof first === 'string') return traced(() => listenOn(url, first, second));
+  return traced(async () => {
+    for (let draw = 1; ; draw += 1) {
+      const otc = generateCode();
+      try {
+        return await listenOn(url, otc, { ...first, onWaiting: () => first.onCode(otc) });
+      } catch (error) {
+        const isTaken = error instanceof RelayError && error.code === 'otc_in_use';
+        if (!isTaken || draw === MAX_DRAWS) throw error;
+      }
+    }
+  });
+}
+
+function listenOn(url: string | URL, otc: string, options: MeetOptions): Promise<Channel> {
   return meet(url, options, DEFAULT_TIMEOUT_MS, async (wire, wait) => {
     wire.send({ type: 'listen', otc });
     await wire.expect('ack', wait);
@@ -112,16 +102,18 @@ export async function listen(
  * @throws {RelayError} `otc_not_found`: nobody listens on it (any more). `peer_already_connected`: another device came
  *   first. `rate_limited`: five codes were wrong; wait a minute.
  */
-export async function connect(
+export function connect(
   url: string | URL,
   otc: string,
-  options: WaitOptions = {},
+  options: ConnectOptions = {},
 ): Promise<Channel> {
-  return meet(url, options, DEFAULT_TIMEOUT_MS, async (wire, wait) => {
-    wire.send({ type: 'connect', otc });
-    await wire.expect('peer_found', wait);
-    return new Channel(wire);
-  });
+  return traced(() =>
+    meet(url, options, DEFAULT_TIMEOUT_MS, async (wire, wait) => {
+      wire.send({ type: 'connect', otc });
+      await wire.expect('peer_found', wait);
+      return new Channel(wire);
+    }),
+  );
 }
 
 /**
@@ -132,18 +124,22 @@ export async function connect(
  * @returns The device's announcement, which is to be answered.
  * @throws {RelayError} `watch_expired`: no device came. `jti_already_watched`, `rate_limited`.
  */
-export async function watch(
+export function watch(
   url: string | URL,
   jti: string,
   options: MeetOptions = {},
 ): Promise<Announcement> {
-  return meet(url, options, WATCH_TIMEOUT_MS, async (wire, wait) => {
-    wire.send({ type: 'bootstrap_watch', jti });
-    await wire.expect('bootstrap_watching', wait);
-    options.onWaiting?.();
-    const frame = await wire.expect('bootstrap_init', wait);
-    return new Announcement(wire, jti, wire.text(frame, 'token'), wire.text(frame, 'targetPubKey'));
-  });
+  return traced(() =>
+    meet(url, options, WATCH_TIMEOUT_MS, async (wire, wait) => {
+      wire.jti = jti;
+      wire.send({ type: 'bootstrap_watch', jti });
+      await wire.expect('bootstrap_watching', wait);
+      options.onWaiting?.();
+      const frame = await wire.expect('bootstrap_init', wait);
+      const [token, key] = [wire.text(frame, 'token'), wire.text(frame, 'targetPubKey')];
+      return new Announcement(wire, jti, token, key);
+    }),
+  );
 }
 
 /** What a device says of itself when it boots with a token. */
@@ -168,20 +164,24 @@ export interface Acknowledgement {
  *
  * @throws {RelayError} `no_watcher`: nobody watches for it yet, try again later. `token_already_used`: never try again.
  *   `rejected`: the controller refused, in its own words in `detail`. `watcher_disconnected`: it left without an answer.
+ *   The wire does not tell a controller that refuses in the relay's words from the relay.
  */
-export async function announce(
+export function announce(
   url: string | URL,
   { jti, token, targetPubKey }: Introduction,
-  options: WaitOptions = {},
+  options: ConnectOptions = {},
 ): Promise<Acknowledgement> {
-  return meet(url, options, DEFAULT_TIMEOUT_MS, async (wire, wait) => {
-    wire.send({ type: 'bootstrap_init', jti, token, targetPubKey });
-    const frame = await wire.expect('bootstrap_ack', wait);
-    const controllerPubKey = wire.text(frame, 'controllerPubKey');
-    const controllerSig = wire.text(frame, 'controllerSig');
-    await wire.close();
-    return { controllerPubKey, controllerSig };
-  });
+  return traced(() =>
+    meet(url, options, DEFAULT_TIMEOUT_MS, async (wire, wait) => {
+      wire.jti = jti;
+      wire.send({ type: 'bootstrap_init', jti, token, targetPubKey });
+      const frame = await wire.expect('bootstrap_ack', wait);
+      const controllerPubKey = wire.text(frame, 'controllerPubKey');
+      const controllerSig = wire.text(frame, 'controllerSig');
+      await wire.close();
+      return { controllerPubKey, controllerSig };
+    }),
+  );
 }
 
 /** Six random digits, 000000 to 999999, each code as likely as any other. */
@@ -206,25 +206,45 @@ class Channel implements AsyncIterable<string> {
   }
 
   /**
-   * Sends a payload: any string, together with its JSON escapes under 64 KiB.
-   * @throws {RelayError} When the channel has ended, with the reason.
+   * Sends a payload: any string, together with its JSON escapes under 64 KiB; or bytes, which go out as standard base64
+   * (so at most 49,000 of them) and are received with {@link receiveBytes}.
+   * @throws {RelayError} `invalid_argument`: neither of the two; nothing was sent, and the channel goes on. Otherwise
+   *   the channel has ended, with the reason.
    */
-  send(payload: string): void {
-    this.#wire.send({ type: 'data', payload });
+  send(payload: string | Uint8Array): void {
+    const text: unknown = payload instanceof Uint8Array ? toBase64(payload) : payload;
+    if (typeof text !== 'string') {
+      throw new RelayError('invalid_argument', 'a payload is a string or a Uint8Array');
+    }
+    this.#wire.send({ type: 'data', payload: text });
   }
 
   /**
    * The next payload, in the order sent. What came before the end is handed out before the end is told.
-   * @throws {RelayError} `peer_done`: the other side is finished. `peer_disconnected`: it left. `otc_expired`: the 30 s
-   *   of a pairing are over. After `timeout` and `aborted`, the channel goes on and can be asked again.
+   * @throws {RelayError} `peer_done`: the other side is finished. `peer_disconnected`: it left. `otc_expired`: the
+   *   pairing ran out of time. After `timeout` and `aborted`, the channel goes on and can be asked again.
    */
-  async receive(options: WaitOptions = {}): Promise<string> {
-    const wait = new Wait(options, DEFAULT_TIMEOUT_MS);
-    try {
-      return this.#wire.text(await this.#wire.expect('data', wait), 'payload');
-    } finally {
-      wait.end();
-    }
+  receive(options: WaitOptions = {}): Promise<string> {
+    return traced(async () => {
+      const wait = new Wait(options, DEFAULT_TIMEOUT_MS);
+      try {
+        return this.#wire.text(await this.#wire.expect('data', wait), 'payload');
+      } finally {
+        wait.end();
+      }
+    });
+  }
+
+  /**
+   * The next payload, as the bytes that the other side gave to {@link send}.
+   * @throws {RelayError} `invalid_payload`: it is not base64; the channel goes on. Otherwise as {@link receive} does.
+   */
+  receiveBytes(options: WaitOptions = {}): Promise<Bytes> {
+    return traced(async () => {
+      const bytes = fromBase64(await this.receive(options));
+      if (!bytes) throw new RelayError('invalid_payload');
+      return bytes;
+    });
   }
 
   /** Every payload until the other side says that it is finished. Throws as {@link receive} does, `peer_done` apart. */
@@ -246,6 +266,11 @@ class Channel implements AsyncIterable<string> {
   async close(): Promise<void> {
     await this.#wire.close();
   }
+
+  /** `await using` closes the channel where its block ends; say {@link done} before, if that is what you mean. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
 }
 
 /** A device that announced itself, and waits to be answered. */
@@ -265,26 +290,42 @@ class Announcement implements Introduction {
    * Accepts the device.
    * @throws {RelayError} `not_watching`: the device left, or the five minutes are over; it was not told.
    */
-  async acknowledge(
+  acknowledge(
     { publicKey, controllerSig }: { publicKey: string; controllerSig: string },
     options: WaitOptions = {},
   ): Promise<void> {
     const { jti } = this;
-    await this.#answer({ type: 'bootstrap_ack', jti, publicKey, controllerSig }, options);
+    return traced(() =>
+      this.#answer({ type: 'bootstrap_ack', jti, publicKey, controllerSig }, options),
+    );
   }
 
   /**
    * Refuses the device.
    * @param error Why, in a word that the device is given.
-   * @throws {RelayError} As {@link acknowledge} does.
+   * @throws {RelayError} `invalid_argument`: the word is one of the relay's own, which the device would take for the
+   *   relay's; nothing was sent. Otherwise as {@link acknowledge} does.
    */
-  async reject(error = 'rejected', options: WaitOptions = {}): Promise<void> {
-    await this.#answer({ type: 'bootstrap_reject', jti: this.jti, error }, options);
+  reject(error = 'rejected', options: WaitOptions = {}): Promise<void> {
+    return traced(async () => {
+      if (isReason(error)) {
+        throw new RelayError(
+          'invalid_argument',
+          `${error} is what the relay says, choose another word`,
+        );
+      }
+      await this.#answer({ type: 'bootstrap_reject', jti: this.jti, error }, options);
+    });
   }
 
   /** Leaves without an answer: the device gets `watcher_disconnected`. Never throws. */
   async close(): Promise<void> {
     await this.#wire.close();
+  }
+
+  /** `await using` leaves where its block ends; after an answer there is nothing left to leave. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
   }
 
   async #answer(frame: Frame, options: WaitOptions): Promise<void> {
@@ -313,7 +354,7 @@ interface Frame {
 /** Opens a connection for a meeting, and closes it where that fails. */
 async function meet<T>(
   url: string | URL,
-  options: WaitOptions,
+  options: ConnectOptions,
   timeoutMs: number,
   steps: (wire: Wire, wait: Wait) => Promise<T>,
 ): Promise<T> {
@@ -321,7 +362,7 @@ async function meet<T>(
   let wire: Wire | undefined;
   try {
     if (wait.over) throw wait.over;
-    wire = new Wire(url);
+    wire = new Wire(url, options.token);
     return await steps(wire, wait);
   } catch (error) {
     void wire?.close();
@@ -331,56 +372,17 @@ async function meet<T>(
   }
 }
 
-/** One deadline and one signal, over any number of waits. */
-class Wait {
-  /** Why there is nothing left to wait for, once there isn't. */
-  over: RelayError | undefined;
-  /** Told when that happens. */
-  onOver: ((error: RelayError) => void) | undefined;
-  readonly #timer: ReturnType<typeof setTimeout> | undefined;
-  readonly #signal: AbortSignal | undefined;
-
-  constructor({ timeoutMs, signal }: WaitOptions, defaultTimeoutMs: number) {
-    const limit = timeoutMs ?? defaultTimeoutMs;
-    if (limit <= MAX_TIMER_MS) {
-      this.#timer = setTimeout(() => this.#give(new RelayError('timeout', `${limit} ms`)), limit);
-    }
-    this.#signal = signal;
-    if (signal?.aborted) this.#abort();
-    else signal?.addEventListener('abort', this.#abort);
-  }
-
-  end(): void {
-    clearTimeout(this.#timer);
-    this.#signal?.removeEventListener('abort', this.#abort);
-  }
-
-  readonly #abort = (): void => {
-    this.#give(new RelayError('aborted', undefined, { cause: this.#signal?.reason }));
-  };
-
-  #give(error: RelayError): void {
-    this.over ??= error;
-    this.onOver?.(error);
-  }
-}
-
-interface Waiter {
-  resolve: (frame: Frame) => void;
-  reject: (error: RelayError) => void;
-}
-
 /** A connection that misses nothing: frames are kept from the first on, and its end is told after the last. */
 class Wire {
+  /** The token id that this connection is about, if it is about one. */
+  jti: string | undefined;
   readonly #socket: WebSocket;
   readonly #unsent: Frame[] = [];
-  readonly #arrived: Frame[] = [];
-  readonly #waiters = new Set<Waiter>();
+  readonly #inbox = new Inbox<Frame>();
   readonly #gone: Promise<void>;
-  #end: RelayError | undefined;
 
-  constructor(url: string | URL) {
-    this.#socket = openSocket(url);
+  constructor(url: string | URL, token: string | undefined) {
+    this.#socket = openSocket(url, token);
     let opened = false;
     this.#socket.addEventListener('open', () => {
       opened = true;
@@ -391,8 +393,7 @@ class Wire {
       // A connection that never came about ends with an error event; Node.js 22 lets no close event follow.
       this.#socket.addEventListener('error', (event) => {
         if (opened) return;
-        const said = 'message' in event && typeof event.message === 'string' && event.message;
-        this.#finish(new RelayError('unreachable', said || undefined));
+        this.#finish(unopenedError('message' in event ? event.message : undefined));
         resolve();
       });
       this.#socket.addEventListener('close', ({ code, reason }) => {
@@ -403,19 +404,20 @@ class Wire {
   }
 
   get hasEnded(): boolean {
-    return this.#end !== undefined;
+    return this.#inbox.end !== undefined || this.#socket.readyState > WebSocket.OPEN;
   }
 
   /** Sends a frame, or keeps it until the connection is open. */
   send(frame: Frame): void {
-    if (this.#end) throw this.#end;
+    // A socket that is closing takes what it is given, and drops it without a word.
+    if (this.hasEnded) throw (this.#inbox.end ?? new RelayError('connection_lost')).again();
     if (this.#socket.readyState === WebSocket.CONNECTING) this.#unsent.push(frame);
     else this.#socket.send(JSON.stringify(frame));
   }
 
   /** The next frame, which is to be of this type. */
   async expect(type: string, wait: Wait): Promise<Frame> {
-    const frame = await this.#next(wait);
+    const frame = await this.#inbox.next(wait);
     if (frame.type !== type) throw this.#unexpected(frame.type);
     return frame;
   }
@@ -437,40 +439,19 @@ class Wire {
     clearTimeout(timer);
   }
 
-  #next(wait: Wait): Promise<Frame> {
-    return new Promise((resolve, reject) => {
-      if (wait.over) return reject(wait.over);
-      const frame = this.#arrived.shift();
-      if (frame) return resolve(frame);
-      if (this.#end) return reject(this.#end);
-      const waiter = { resolve, reject };
-      this.#waiters.add(waiter);
-      wait.onOver = (error) => {
-        if (this.#waiters.delete(waiter)) reject(error);
-      };
-    });
-  }
-
   #take(data: unknown): void {
-    if (this.#end) return;
     const frame = decode(data);
     if (!frame) this.#finish(new RelayError('unexpected_frame'));
-    else if (frame.type === 'done') this.#finish(new RelayError('peer_done'));
+    else if (frame['jti'] !== undefined && frame['jti'] !== this.jti) {
+      this.#finish(new RelayError('unexpected_frame', `${frame.type} for another jti`));
+    } else if (frame.type === 'done') this.#finish(new RelayError('peer_done'));
     else if (frame.type === 'error') this.#finish(spokenError(frame.code, 'unexpected_frame'));
     else if (frame.type === 'bootstrap_reject') this.#finish(spokenError(frame.error, 'rejected'));
-    else {
-      const [waiter] = this.#waiters;
-      if (!waiter) this.#arrived.push(frame);
-      else if (this.#waiters.delete(waiter)) waiter.resolve(frame);
-    }
+    else this.#inbox.put(frame);
   }
 
-  /** The first end is the one that counts. */
   #finish(end: RelayError): void {
-    if (this.#end) return;
-    this.#end = end;
-    for (const waiter of this.#waiters) waiter.reject(end);
-    this.#waiters.clear();
+    this.#inbox.finish(end);
     this.#socket.close(1000);
   }
 
@@ -481,15 +462,41 @@ class Wire {
   }
 }
 
-function openSocket(url: string | URL): WebSocket {
+/** What `process` is where there is one. */
+interface Environment {
+  versions?: Record<string, string>;
+  env?: Record<string, string | undefined>;
+}
+
+function openSocket(address: string | URL, token: string | undefined): WebSocket {
   if (typeof WebSocket === 'undefined') throw new RelayError('no_websocket');
+  if (!URL.canParse(String(address))) throw new RelayError('invalid_url');
+  const url = new URL(address);
+  if (url.protocol !== 'ws:' && url.protocol !== 'wss:') throw new RelayError('invalid_url');
+  if (token !== undefined) url.searchParams.set('token', token);
+  // Node.js goes through a proxy with NODE_USE_ENV_PROXY=1, a browser by its own settings; Bun has to be told.
+  const { process: { versions, env } = {} } = globalThis as { process?: Environment };
+  const proxy = versions?.['bun'] ? proxyFor(url, env ?? {}) : undefined;
   try {
-    const { protocol, href } = new URL(url);
-    if (protocol === 'ws:' || protocol === 'wss:') return new WebSocket(href);
-  } catch (cause) {
-    throw new RelayError('invalid_url', undefined, { cause });
+    return proxy
+      ? new WebSocket(url.href, { proxy } as object as string[])
+      : new WebSocket(url.href);
+  } catch {
+    // What the runtime says of it holds the URL, and so perhaps the access token or the proxy's password.
+    throw new RelayError('invalid_url', proxy && 'or its HTTP proxy is not http:// or https://');
   }
-  throw new RelayError('invalid_url');
+}
+
+/** Why no connection came about. Bun tells the status; Node.js and browsers don't, for a page's own good. */
+function unopenedError(said: unknown): RelayError {
+  // Before the colon, Bun repeats the URL, which may hold the access token.
+  const why =
+    typeof said === 'string' ? said.replace(/^WebSocket connection to '.*' failed: /s, '') : '';
+  const status = /^Expected 101 status code: (\d{3})/.exec(why)?.[1];
+  if (status === '401') return new RelayError('unauthorized');
+  if (status === '403') return new RelayError('origin_refused');
+  if (status === '429') return new RelayError('rate_limited');
+  return new RelayError('unreachable', why.trim() || undefined);
 }
 
 function decode(data: unknown): Frame | undefined {

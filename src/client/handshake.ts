@@ -1,0 +1,214 @@
+/**
+ * How two devices come to trust each other: three messages in the clear, six digits that a person carries from the
+ * controller to the target, and three sealed records, after which both sides are sure. docs/secure.md says why it is
+ * safe.
+ */
+import type { Bytes } from './base64.ts';
+import {
+  fromJson,
+  kinds,
+  type Opened,
+  type Pipe,
+  Records,
+  refusals,
+  SecureChannel,
+  toJson,
+} from './channel.ts';
+import { RelayError, type RelayErrorCode } from './errors.ts';
+import type { WaitOptions } from './inbox.ts';
+import {
+  agree,
+  areEqual,
+  commitmentTo,
+  concat,
+  type Ephemeral,
+  newEphemeral,
+  utf8,
+} from './keys.ts';
+
+/** The three messages in the clear begin with these bytes, and then the one that says which it is. */
+const MAGIC = utf8('ams1');
+const COMMIT = 1;
+const ANSWER = 2;
+const REVEAL = 3;
+
+const HASH_BYTES = 32;
+const POINT_BYTES = 65;
+const NONCE_BYTES = 32;
+const RECEIPT_BYTES = 6;
+const MAX_IDENTITY_BYTES = 16_384;
+
+/** While a person types, the target says this often that it is there; a relay may end what says nothing for 30 s. */
+const KEEP_ALIVE_MS = 10_000;
+
+interface Side {
+  /** The six digits that the relay knows. */
+  otc: string;
+  /** The six digits that it does not. The target shows by them that a person's digits have reached it. */
+  receipt: string;
+  /** What the other side is told once both are sure, as {@link encodeIdentity} makes it. */
+  identity: Bytes;
+  /** Drawn anew, unless a test fixes it. */
+  ephemeral?: Ephemeral | undefined;
+}
+
+export interface TargetSide extends Side {
+  askDigits: (signal: AbortSignal) => Answer | Promise<Answer>;
+  /** 32 bytes, drawn anew unless a test fixes it. */
+  nonce?: Bytes | undefined;
+  keepAliveMs?: number | undefined;
+}
+
+/** What a person typed; nothing at all for a person who cancelled. */
+export type Answer = string | null | undefined;
+
+export interface ControllerSide extends Side {
+  showDigits: (digits: string) => void;
+}
+
+/**
+ * The target's side, over a pipe to the other device. Where it fails it tells the other side why, and closes the pipe.
+ * @param rest What is left of the time, and the signal, for the next wait.
+ */
+export function asTarget(
+  pipe: Pipe,
+  side: TargetSide,
+  rest: () => WaitOptions,
+): Promise<SecureChannel> {
+  return attempt(pipe, async (hold) => {
+    const { privateKey, publicKey } = side.ephemeral ?? (await newEphemeral());
+    const nonce = side.nonce ?? crypto.getRandomValues(new Uint8Array(NONCE_BYTES));
+    const commitment = await commitmentTo(side.otc, publicKey, nonce);
+    say(pipe, COMMIT, commitment);
+    const [controllerKey] = await hear(pipe, ANSWER, [POINT_BYTES], rest());
+    say(pipe, REVEAL, publicKey, nonce);
+    const transcript = { otc: side.otc, commitment, controllerKey, targetKey: publicKey, nonce };
+    const agreement = await agree('target', privateKey, transcript);
+    const records = hold(new Records(pipe, agreement));
+    expectKind(await records.next(rest()), kinds.ready);
+
+    // Nothing is to come while the person types; what comes then is the end, or a fault. Afterwards it is the answer.
+    const reply = records.next(rest());
+    const typed = await ask(records, reply, side);
+    if (!/^[0-9]{6}$/.test(typed)) throw new RelayError('digits_malformed');
+    if (!areEqual(utf8(typed), utf8(agreement.digits))) throw new RelayError('digits_mismatch');
+    await records.send(kinds.verdict, concat(utf8(side.receipt), side.identity));
+    try {
+      const peerIdentity = decodeIdentity(expectKind(await reply, kinds.accept));
+      return new SecureChannel(records, peerIdentity);
+    } catch (error) {
+      // A refusal arrives sealed, so the other side has not paired. Whatever else ended this, it may have.
+      if (error instanceof RelayError && isRefusal(error.code)) throw error;
+      throw new RelayError('unconfirmed', undefined, { cause: error });
+    }
+  });
+}
+
+/** The controller's side; otherwise as {@link asTarget}. */
+export function asController(
+  pipe: Pipe,
+  side: ControllerSide,
+  rest: () => WaitOptions,
+): Promise<SecureChannel> {
+  return attempt(pipe, async (hold) => {
+    const [commitment] = await hear(pipe, COMMIT, [HASH_BYTES], rest());
+    const { privateKey, publicKey } = side.ephemeral ?? (await newEphemeral());
+    say(pipe, ANSWER, publicKey);
+    const [targetKey, nonce] = await hear(pipe, REVEAL, [POINT_BYTES, NONCE_BYTES], rest());
+    const transcript = { otc: side.otc, commitment, controllerKey: publicKey, targetKey, nonce };
+    const agreement = await agree('controller', privateKey, transcript);
+    const records = hold(new Records(pipe, agreement));
+    side.showDigits(agreement.digits);
+    await records.send(kinds.ready);
+
+    const verdict = expectKind(await records.next(rest()), kinds.verdict);
+    if (!areEqual(verdict.subarray(0, RECEIPT_BYTES), utf8(side.receipt))) {
+      throw new RelayError('code_mismatch');
+    }
+    const peerIdentity = decodeIdentity(verdict.slice(RECEIPT_BYTES));
+    await records.send(kinds.accept, side.identity);
+    return new SecureChannel(records, peerIdentity);
+  });
+}
+
+/** Runs one side. Where it fails the other side is told, sealed where there are keys, and the pipe is closed. */
+async function attempt(
+  pipe: Pipe,
+  run: (hold: (records: Records) => Records) => Promise<SecureChannel>,
+): Promise<SecureChannel> {
+  let records: Records | undefined;
+  try {
+    return await run((made) => (records = made));
+  } catch (error) {
+    const reason = error instanceof RelayError ? refusals.findIndex((it) => it === error.code) : 0;
+    await records?.send(kinds.refuse, Uint8Array.of(Math.max(reason, 0))).catch(() => {});
+    await (records ?? pipe).close();
+    throw error;
+  }
+}
+
+const isRefusal = (code: RelayErrorCode): boolean => refusals.some((refusal) => refusal === code);
+
+async function ask(records: Records, reply: Promise<Opened>, side: TargetSide): Promise<string> {
+  const over = new AbortController();
+  const keepAlive = setInterval(
+    () => void records.send(kinds.keepAlive).catch(() => {}),
+    side.keepAliveMs ?? KEEP_ALIVE_MS,
+  );
+  const asking = (async () => side.askDigits(over.signal))().catch((cause: unknown) => {
+    throw new RelayError('cancelled', undefined, { cause });
+  });
+  const interrupted = reply.then(({ kind }) => {
+    throw new RelayError('unexpected_frame', `record ${kind}`);
+  });
+  interrupted.catch(() => {});
+  asking.catch(() => {});
+  try {
+    const typed = await Promise.race([interrupted, asking]);
+    if (typed === undefined || typed === null) throw new RelayError('cancelled');
+    return String(typed).replaceAll(/[\s-]/g, '');
+  } finally {
+    clearInterval(keepAlive);
+    over.abort();
+  }
+}
+
+function expectKind({ kind, body }: Opened, expected: number): Bytes {
+  if (kind !== expected) throw new RelayError('unexpected_frame', `record ${kind}`);
+  return body;
+}
+
+const say = (pipe: Pipe, kind: number, ...parts: Uint8Array[]): void =>
+  pipe.send(concat(MAGIC, Uint8Array.of(kind), ...parts));
+
+/** The next message in the clear, cut into its parts. */
+async function hear<const Sizes extends readonly number[]>(
+  pipe: Pipe,
+  kind: number,
+  sizes: Sizes,
+  options: WaitOptions,
+): Promise<{ [i in keyof Sizes]: Bytes }> {
+  const bytes = await pipe.receiveBytes(options).catch((error: unknown) => {
+    const isText = error instanceof RelayError && error.code === 'invalid_payload';
+    throw isText ? new RelayError('not_secure') : error;
+  });
+  const head = concat(MAGIC, Uint8Array.of(kind));
+  let at = head.length;
+  const parts = sizes.map((size) => bytes.slice(at, (at += size)));
+  if (bytes.length !== at || !areEqual(bytes.subarray(0, head.length), head)) {
+    throw new RelayError('not_secure');
+  }
+  return parts as { [i in keyof Sizes]: Bytes };
+}
+
+/** @throws {RelayError} `invalid_argument`: JSON has no word for it, or it is longer than 16,384 bytes. */
+export function encodeIdentity(identity: unknown): Bytes {
+  const bytes = identity === undefined ? new Uint8Array() : toJson(identity);
+  if (bytes.length <= MAX_IDENTITY_BYTES) return bytes;
+  throw new RelayError('invalid_argument', `an identity is at most ${MAX_IDENTITY_BYTES} bytes`);
+}
+
+function decodeIdentity(bytes: Bytes): unknown {
+  if (bytes.length > MAX_IDENTITY_BYTES) throw new RelayError('unexpected_frame', 'identity');
+  return bytes.length === 0 ? undefined : fromJson(bytes);
+}
