@@ -5,6 +5,7 @@ import { Probe } from './probe.ts';
 import {
   checkIdle,
   checkWire,
+  durationText,
   IDLE_SECONDS,
   type Reporter,
   type Step,
@@ -44,29 +45,39 @@ export async function check(args: string[]): Promise<number> {
   process.stdout.on('error', () => process.exit(OUTPUT_CUT));
   const printable = createPrintable(token);
   const shownUrl = printable(url.href);
-  const output = values.json ? new JsonOutput(shownUrl) : new HumanOutput(shownUrl, process.stdout);
+  const human = values.json ? undefined : new HumanOutput(shownUrl, process.stdout);
+  const steps: Step[] = [];
   const reporter: Reporter = {
-    begin: (name) => output.begin(name),
-    progress: (name, text) => output.progress(name, text),
-    end: (step) => output.end(printable(step)),
+    begin: (name) => human?.begin(name),
+    progress: (name, text) => human?.progress(name, text),
+    end: (step) => {
+      const shown = printable(step);
+      steps.push(shown);
+      human?.end(shown);
+    },
   };
-  if (wait > 0) await untilUp(url, wait, output);
+  if (wait > 0) await untilUp(url, wait, (left) => human?.waiting(left));
   const ok =
     (await takeAll(reporter, new Probe(url).steps())) &&
     (await checkWire(url.href, reporter)) &&
     (idle === 0 || (await checkIdle(url.href, idle, reporter)));
-  output.conclude(ok);
+  if (human) human.conclude(ok);
+  else process.stdout.write(`${JSON.stringify({ url: shownUrl, ok, steps }, null, 2)}\n`);
   return ok ? 0 : 1;
 }
 
 /** Waits for a relay that is still coming up: until a WebSocket opens, or the time is over. */
-async function untilUp(url: URL, seconds: number, output: Output): Promise<void> {
+async function untilUp(
+  url: URL,
+  seconds: number,
+  onWaiting: (secondsLeft: number) => void,
+): Promise<void> {
   const deadline = performance.now() + seconds * 1000;
   const silent: Reporter = { begin: () => {}, end: () => {} };
   while (!(await takeAll(silent, new Probe(url).steps()))) {
     const left = deadline - performance.now();
     if (left <= 0) return;
-    output.waiting(Math.ceil(left / 1000));
+    onWaiting(Math.ceil(left / 1000));
     await sleep(Math.min(RETRY_MS, left));
   }
 }
@@ -123,43 +134,13 @@ function createPrintable(token: string): <T>(value: T) => T {
     );
 }
 
-interface Output extends Required<Reporter> {
-  waiting: (secondsLeft: number) => void;
-  conclude: (ok: boolean) => void;
-}
-
-/** One document, when all is done. */
-class JsonOutput implements Output {
-  readonly #url: string;
-  readonly #steps: Step[] = [];
-
-  constructor(url: string) {
-    this.#url = url;
-  }
-
-  begin(): void {}
-
-  progress(): void {}
-
-  waiting(): void {}
-
-  end(step: Step): void {
-    this.#steps.push(step);
-  }
-
-  conclude(ok: boolean): void {
-    const document = { url: this.#url, ok, steps: this.#steps };
-    process.stdout.write(`${JSON.stringify(document, null, 2)}\n`);
-  }
-}
-
 const TITLE_WIDTH = Math.max(...Object.values(stepTitles).map((title) => title.length));
 const INDENT = '    ';
 const MAX_WIDTH = 100;
 const MARKS = { ok: ['✓', 'green'], warning: ['!', 'yellow'], failed: ['✗', 'red'] } as const;
 
 /** A line for each step as it ends; at a terminal also while it runs, and in colour. */
-class HumanOutput implements Output {
+class HumanOutput implements Reporter {
   readonly #out: NodeJS.WriteStream;
   readonly #isTerminal: boolean;
   #warnings = 0;
@@ -190,7 +171,7 @@ class HumanOutput implements Output {
     if (status === 'warning') this.#warnings += 1;
     const [sign, colour] = MARKS[status];
     const mark = this.#isTerminal ? this.#style(colour, `  ${sign}`) : status.padEnd(7);
-    const time = this.#style('dim', `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`.padStart(9));
+    const time = this.#style('dim', durationText(ms).padStart(9));
     if (this.#isTerminal) this.#replace('');
     this.#line(`${mark} ${stepTitles[name].padEnd(TITLE_WIDTH)} ${time}  ${found}`);
     if (means && change) {

@@ -389,6 +389,12 @@ function sameOrProblem(got: string, sent: string): void {
 const isError = (error: unknown, code: RelayErrorCode): boolean =>
   error instanceof RelayError && error.code === code;
 
+/** How long a step took, for people. */
+export function durationText(ms: number): string {
+  if (ms >= 10_000) return `${Math.round(ms / 1000)} s`;
+  return ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`;
+}
+
 const round = (ms: number): number => Math.round(ms * 10) / 10;
 
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));

@@ -103,7 +103,7 @@ function page(
                   runs it. It goes into the address, as <code>?token=…</code>
                 </p>
                 <form id="door" hidden>
-                  <label for="token">Your access token, to check and to copy with</label>
+                  <label for="token">Your access token</label>
                   <div class="line">
                     <input
                       id="token"
@@ -114,7 +114,11 @@ function page(
                     />
                     <button class="quiet">Use it</button>
                   </div>
-                  <p class="soft">It stays in this tab, until you close or reload it.</p>
+                  <p class="soft">
+                    It stays in this tab, until you close or reload it. In a command, other users of
+                    your machine can read it; from the variable <code>AMESH_RELAY_URL</code>, which
+                    takes the same address, they can't.
+                  </p>
                 </form>`
             }
             <p class="soft">Its address, the same for both devices:</p>

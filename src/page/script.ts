@@ -11,6 +11,7 @@ import { Problem } from '../check/problems.ts';
 import {
   checkIdle,
   checkWire,
+  durationText,
   type Finding,
   IDLE_SECONDS,
   type Reporter,
@@ -275,7 +276,7 @@ class StepList implements Reporter {
     const found = masked(whole);
     const title = part('div', stepTitles[name]);
     title.append(part('span', status === 'ok' ? ': well. ' : `: ${status}. `, 'unseen'));
-    const duration = ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`;
+    const duration = durationText(ms);
     this.#line.replaceChildren(title, part('div', found, 'found'), part('time', duration));
     this.text += `${status.padEnd(7)} ${stepTitles[name]} (${duration}): ${found}\n`;
     if (means && change) {
