@@ -1,6 +1,7 @@
 /** Everything that the relay answers over plain HTTP. Requests that become a WebSocket never come here. */
 import { zValidator } from '@hono/zod-validator';
-import { type Context, Hono } from 'hono';
+import type { Context } from 'hono';
+import { Hono } from 'hono/quick';
 import { cors } from 'hono/cors';
 import * as z from 'zod';
 import { name, version } from '../package.json' with { type: 'json' };
