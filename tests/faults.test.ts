@@ -202,7 +202,11 @@ describe('a peer that does not read', () => {
   });
 
   test('of refusals either', async () => {
-    const relay = await startRelay({ maxBacklogBytes: 1024, maxControlFrames: 1_000_000 });
+    const relay = await startRelay({
+      maxFrameBytes: 1024,
+      maxBacklogBytes: 1024,
+      maxControlFrames: 1_000_000,
+    });
     const deaf = await raw(relay, UPGRADE);
     await until(() => relay.sockets.connections.size === 1, 'it is in');
     deaf.pause();

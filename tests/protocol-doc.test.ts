@@ -56,7 +56,7 @@ async function play(steps: string[]): Promise<void> {
       void relay.server.stop({ drain: true });
     } else if (path) {
       const response = await fetch(relay.http + path);
-      expect(`${response.status} ${await response.text()}`).toBe(`${status} ${body}`);
+      expect(`${response.status} ${await response.text()}`).toBe(`${status} ${body}\n`);
     } else if (name && verb === '>') {
       const client = await clientOf(name);
       client.send(written(rest));

@@ -18,7 +18,7 @@ test('SECURITY.md computes with the defaults', () => {
   const { maxFailedCodes, maxListens, sessionTtlMs, maxConnections, maxConnectionsPerClient } =
     limits;
   const byListen = maxFailedCodes + maxListens;
-  const byFew = maxFailedCodes + 60;
+  const byMany = maxFailedCodes + 3000;
   const burntByOne = limits.maxWatches * 60 * (BURNT_TTL_MS / 3_600_000);
   // A code lives shorter than the window of the limit, so the limit is the number of guesses.
   expect(sessionTtlMs).toBeLessThan(60_000);
@@ -29,7 +29,8 @@ test('SECURITY.md computes with the defaults', () => {
     `${text(CODES / maxFailedCodes)} minutes on average, ${text(CODES / maxFailedCodes / 1440)} days`,
     `kept for ${text(MAX_KEYS)} clients`,
     `${maxFailedCodes} + ${text(maxListens)} = ${text(byListen)} codes in 30 s for one address, 1 in ${text(CODES / byListen)}, and ${text(CODES / maxListens)} minutes on average`,
-    `\`AMESH_MAX_LISTENS=60\` makes it ${byFew} codes, 1 in ${text(CODES / byFew)}, and 1 in ${text(CODES / byFew / 1000)} for a thousand`,
+    `A thousand addresses test ${text(1000 * byListen)}, 1 in ${text(CODES / byListen / 1000)}`,
+    `\`AMESH_MAX_LISTENS=3000\` makes it ${text(byMany)} codes, 1 in ${text(CODES / byMany)} for one address`,
     `${limits.maxWatches} ids a minute of its own making, ${text(burntByOne)} in 25 hours; ${Math.ceil(limits.maxBurnt / burntByOne)} of them fill the list`,
     `${Math.ceil(limits.maxBurnt / burntByOne)} all token ids`,
     `${maxConnectionsPerClient} per address, 1 in ${text(CODES / maxConnectionsPerClient)} `,
