@@ -18,6 +18,7 @@ export {
   RelayStateError,
   type StopOptions,
   TlsError,
+  TokensError,
 } from './relay.ts';
 export { RedisError } from './cluster/redis-url.ts';
 
