@@ -310,7 +310,9 @@ export interface Setting extends About {
 
 /** These environment variables have the names that other programs give them; all others begin with `AMESH_`. */
 const COMMON_NAMES = new Set(
-  'port host tlsCertFile tlsKeyFile redisUrl redisUrlFile logLevel metricsPort metricsHost'.split(' '),
+  'port host tlsCertFile tlsKeyFile redisUrl redisUrlFile logLevel metricsPort metricsHost'.split(
+    ' ',
+  ),
 );
 
 function environmentName(option: string): string {

@@ -166,7 +166,8 @@ function parseRange(text: string): [ipaddr.IPv4 | ipaddr.IPv6, number] | undefin
   const [, start = '', length] = /^([\da-f:.]+)(?:\/(\d{1,3}))?$/i.exec(text) ?? [];
   // A peer with an IPv4 address is known by that alone, however its network writes it.
   const base = parseAddress(start);
-  if (base === undefined || (base instanceof ipaddr.IPv4 && /\d:\d+$/.test(start))) return undefined;
+  if (base === undefined || (base instanceof ipaddr.IPv4 && /\d:\d+$/.test(start)))
+    return undefined;
   const width = base instanceof ipaddr.IPv4 ? 32 : 128;
   // ::ffff:10.0.0.0/104 is the IPv6 spelling of 10.0.0.0/8.
   const shift = width === 32 && start.includes(':') ? 96 : 0;

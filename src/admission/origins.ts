@@ -3,6 +3,8 @@
  * forge neither that nor the host; other programs name none. So that no page of a stranger spends its visitors' attempts.
  */
 
+import type { Refused } from './tokens.ts';
+
 /** A host name or an address, with or without a port. Any other `Host` is not repeated to anyone. */
 export const HOST = /^(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?$/i;
 
@@ -45,25 +47,31 @@ export interface OriginRules {
 /**
  * Whether a request may open a WebSocket as far as its origin goes.
  * @param trusts As in {@link shownHost}.
- * @returns Why not, for a person to read; undefined if it may.
+ * @returns Why not; undefined if it may.
  */
 export function originRefusal(
   headers: Headers,
   { allowed, isTls }: OriginRules,
   trusts: () => boolean,
-): string | undefined {
+): Refused | undefined {
   const text = headers.get('origin');
   if (text === null || allowed.includes('*')) return undefined;
   const origin = parseOrigin(text);
   if (origin === undefined) {
-    return 'This Origin is not the address of a web page. AMESH_ALLOWED_ORIGINS=* would let any in.';
+    return refused(
+      'This Origin is not the address of a web page. To let any page in, set AMESH_ALLOWED_ORIGINS=* for the relay.',
+    );
   }
   if (allowed.includes(origin)) return undefined;
   const host = shownHost(headers, trusts);
   if (isOwn(origin, host, isSecure(headers, isTls, trusts))) return undefined;
   const seen = HOST.test(host) ? host : 'none that is valid';
-  return `A page of ${origin} may not use this relay, whose own host is ${seen} here. To let it in, set AMESH_ALLOWED_ORIGINS=${origin} for the relay. If it is the relay's own page, a proxy changes the Host header: have it pass on the one that it gets, with the port.`;
+  return refused(
+    `A page of ${origin} may not use this relay, whose own host is ${seen} here. To let it in, set AMESH_ALLOWED_ORIGINS=${origin} for the relay. If it is the relay's own page, a proxy changes the Host header: have it pass on the one that it gets, with the port.`,
+  );
 }
+
+const refused = (message: string): Refused => ({ error: 'origin_refused', message });
 
 /** Whether the page comes from the host that the request was sent to. A page without TLS is no part of a relay with. */
 function isOwn(origin: string, host: string, isEncrypted: boolean): boolean {

@@ -5,6 +5,7 @@
 import type { Log } from '../observe/log.ts';
 import { TokensError } from '../relay.ts';
 import { readSecretFile } from '../secret-file.ts';
+import type { Attempts } from './limits.ts';
 
 /** What the metrics and the log call a token that has no name. */
 export const UNNAMED = 'unnamed';
@@ -95,12 +96,32 @@ function parseLine(line: string): AccessToken | string {
   return AccessToken.parse(token, name);
 }
 
-/** Why a request was not let in. */
-export type TokenRefusal = 'access_token_missing' | 'access_token_wrong' | 'access_token_twice';
+/** Why a request for a WebSocket is not let in: for programs, and for a person. */
+export interface Refused {
+  error: 'access_token_missing' | 'access_token_wrong' | 'too_many_wrong_tokens' | 'origin_refused';
+  message: string;
+}
+
+const MISSING: Refused = {
+  error: 'access_token_missing',
+  message:
+    'This relay is private. Bring its access token: in the URL (wss://…/ws?token=TOKEN), as Authorization: Bearer TOKEN, or as the password of Basic.',
+};
+const WRONG: Refused = {
+  error: 'access_token_wrong',
+  message: 'This relay is private, and does not know this access token. Ask whoever runs it.',
+};
+const TWICE: Refused = {
+  error: 'access_token_wrong',
+  message:
+    'The request brings more than one access token. Bring one: in the URL (once), or in the Authorization header.',
+};
+const TOO_MANY: Refused = {
+  error: 'too_many_wrong_tokens',
+  message: 'Too many wrong access tokens came from this address. Wait a minute.',
+};
 
 export class AccessTokens {
-  /** Called with the names of the tokens, when they are read and whenever they are read again. */
-  onNames: ((names: string[]) => void) | undefined;
   #tokens: readonly AccessToken[] = [];
   /** Of the file as it was read last, and of what was wrong with it then. */
   #read: { digest: string; problem?: string } | undefined;
@@ -110,11 +131,13 @@ export class AccessTokens {
     private readonly own: AccessToken | undefined,
     private readonly file: string | undefined,
     private readonly log: Log,
+    private readonly onNames: (names: string[]) => void,
   ) {}
 
   /**
    * @param token From AMESH_ACCESS_TOKEN.
    * @param file The path from AMESH_ACCESS_TOKENS_FILE.
+   * @param onNames Called with the names of the tokens, now and whenever they have changed.
    * @returns undefined where the relay has no tokens, and is open to everyone.
    * @throws {TokensError} When the file cannot be used.
    */
@@ -122,29 +145,32 @@ export class AccessTokens {
     token: AccessToken | undefined,
     file: string | undefined,
     log: Log,
+    onNames: (names: string[]) => void,
   ): Promise<AccessTokens | undefined> {
     if (!token && file === undefined) return undefined;
-    const tokens = new AccessTokens(token, file, log);
+    const tokens = new AccessTokens(token, file, log, onNames);
     try {
       await tokens.#readFile();
     } catch (error) {
-      throw new TokensError(
-        `AMESH_ACCESS_TOKENS_FILE: ${file}: ${(error as Error).message}`,
-      );
+      throw new TokensError(`AMESH_ACCESS_TOKENS_FILE: ${file}: ${(error as Error).message}`);
     }
     return tokens;
   }
 
-  get names(): string[] {
-    return this.#tokens.map(({ name }) => name);
-  }
-
-  /** The token that a request brings, or why it is not let in. */
-  check(request: Pick<Request, 'url' | 'headers'>): AccessToken | TokenRefusal {
-    const brought = tokensOf(request);
-    if (brought.length === 0) return 'access_token_missing';
-    if (brought.length > 1) return 'access_token_twice';
-    return this.#find(brought[0] as string) ?? 'access_token_wrong';
+  /**
+   * Decides on a request by the tokens that it brings, and counts a wrong one against its client.
+   * @param attempts How many wrong ones each client had. Whoever has had too many is told so whatever the token is, since
+   *   to be told which one is right is what a guesser is after.
+   * @param now Milliseconds.
+   */
+  check(request: Request, client: string, attempts: Attempts, now: number): AccessToken | Refused {
+    const [text, ...others] = tokensOf(request);
+    if (text === undefined) return MISSING;
+    if (attempts.isSpent(client, now)) return TOO_MANY;
+    const token = this.#find(text);
+    if (token && others.length === 0) return token;
+    attempts.add(client, now);
+    return others.length === 0 ? WRONG : TWICE;
   }
 
   /** Compares with every token, also after one has matched, so that the time it takes tells nothing. */
@@ -188,7 +214,7 @@ export class AccessTokens {
     if (digest === this.#read?.digest) return false;
     this.#tokens = this.file === undefined ? own : [...own, ...parseTokens(text)];
     this.#read = { digest };
-    this.onNames?.(this.names);
+    this.onNames(this.#tokens.map(({ name }) => name));
     return true;
   }
 }

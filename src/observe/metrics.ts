@@ -97,7 +97,7 @@ export function createRegistry(sockets: Sockets): Registry {
     'amesh_relay_admitted_total',
     'Sockets let in by an access token, by its name.',
     'token',
-    () => stats.admitted,
+    () => Object.fromEntries(stats.admitted),
   );
   counters(
     'amesh_relay_turned_away_total',

@@ -29,7 +29,7 @@ export class Stats {
     'origin_refused',
   ] as const);
   /** Sockets let in by an access token, by its name. */
-  admitted: Record<string, number> = { [UNNAMED]: 0 };
+  readonly admitted = new Map([[UNNAMED, 0]]);
   readonly bootstraps = zeroes([
     'watched',
     'announced',
@@ -46,9 +46,9 @@ export class Stats {
 
   /** Counts by these names of access tokens from now on, and forgets names that are gone, so that they stay few. */
   nameTokens(names: readonly string[]): void {
-    this.admitted = Object.fromEntries(
-      [UNNAMED, ...names].map((name) => [name, this.admitted[name] ?? 0]),
-    );
+    const counts = [UNNAMED, ...names].map((name) => [name, this.admitted.get(name) ?? 0] as const);
+    this.admitted.clear();
+    for (const [name, count] of counts) this.admitted.set(name, count);
   }
 
   /** What happened since this was last asked, for the log; undefined where nothing did. */
