@@ -10,7 +10,7 @@ export const HOST = /^(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?$/
 
 /** What an origin has to be, as it follows "expected" in an error message. */
 export const ORIGIN_FORM =
-  'origins as browsers send them (https://app.example.com, with a port where it is not the usual one), with commas in between, or * for any';
+  'origins as browsers send them (https://app.example.com, without a path), with commas in between, or * for any';
 
 /** An origin in its usual spelling: in lower case, without the port that its scheme has anyway. Undefined if it is none. */
 export function parseOrigin(text: string): string | undefined {

@@ -22,7 +22,7 @@ const MAKE_ONE = "openssl rand -base64 24 | tr '+/' '-_'";
 /** What an access token has to be, as it follows "expected" in an error message. */
 export const TOKEN_FORM = `${MIN_LENGTH} to ${MAX_LENGTH} characters of A-Z a-z 0-9 - _, as made by: ${MAKE_ONE}`;
 
-/** A token, of which nothing but its SHA-256 is kept. Whoever prints or logs it sees its name alone. */
+/** A token, of which nothing but its SHA-256 is kept. Whoever prints or logs it does not see that either. */
 export class AccessToken {
   readonly #digest: Uint8Array;
 
@@ -51,7 +51,7 @@ export class AccessToken {
   }
 
   toJSON(): string {
-    return this.name;
+    return '(secret)';
   }
 }
 
