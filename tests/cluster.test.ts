@@ -455,7 +455,7 @@ describe.skipIf(!redisServer)('Redis fails', () => {
         JSON.stringify(reject('bt_1', 'relay_unavailable')),
       );
     }
-    expect(await health(a)).toEqual([503, '{"status":"unavailable","sessions":2}']);
+    expect(await health(a)).toEqual([503, '{"status":"unavailable","sessions":2}\n']);
     await across.target.refused(data('late'), 'no_session');
 
     // Empty, as after a failover to a replica that knew nothing.

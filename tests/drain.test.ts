@@ -15,7 +15,7 @@ describe('a drain', () => {
     const health = await fetch(`${relay.http}/health`);
     expect([health.status, await health.text()]).toEqual([
       503,
-      '{"status":"draining","sessions":1}',
+      '{"status":"draining","sessions":1}\n',
     ]);
     await idle.refused({ type: 'listen', otc: '000001' }, 'relay_draining');
     await idle.refused({ type: 'bootstrap_watch', jti: 'bt_1' }, 'relay_draining');
@@ -95,7 +95,7 @@ describe('a drain', () => {
   });
 
   test('under load loses no pairing that had begun', async () => {
-    const relay = await startRelay({ maxConnectionsPerClient: 1000 });
+    const relay = await startRelay({ maxConnectionsPerClient: 1000, maxListens: 1000 });
     const pairs = await Promise.all(
       Array.from({ length: 200 }, (_, i) => relay.pair(String(i).padStart(6, '0'))),
     );

@@ -171,7 +171,7 @@ describe('connections that go wrong', () => {
   });
 
   test('both ends of a session close at once, over and over', async () => {
-    const relay = await startRelay();
+    const relay = await startRelay({ maxListens: 1000 });
     for (let i = 0; i < 100; i += 1) {
       const { target, controller } = await relay.pair();
       if (i % 3 === 0) target.send({ type: 'done' });

@@ -47,7 +47,7 @@ afterAll(() => rm(project, { recursive: true }));
 
 test('holds the code, the types and the documents, and nothing else', () => {
   const wanted =
-    /^package\/(?:package\.json|(?:README|CHANGELOG|PROTOCOL|SECURITY)\.md|LICENSE|bin\/[\w-]+\.js|src\/[\w\/-]+\.(?:ts|css)|dist\/[\w\/-]+\.d\.ts|dist\/client\.js|deploy\/(?:amesh-relay\.service|nginx\.conf|Caddyfile)|docs\/[\w-]+\.md)$/;
+    /^package\/(?:package\.json|(?:README|CHANGELOG|PROTOCOL|SECURITY)\.md|LICENSE|bin\/[\w-]+\.js|src\/[\w/-]+\.(?:ts|css)|dist\/[\w/-]+\.d\.ts|dist\/client\.js|deploy\/(?:amesh-relay\.service|nginx\.conf|Caddyfile)|docs\/[\w-]+\.md)$/;
   expect(packed.filter((file) => !wanted.test(file))).toEqual([]);
   const declared = packed.filter((file) => file.startsWith('package/dist/')).length;
   expect(declared).toBeGreaterThan(0);

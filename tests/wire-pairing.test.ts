@@ -296,7 +296,7 @@ describe('expiry', () => {
   });
 
   test('a thousand at once leave nothing behind', async () => {
-    const relay = await startRelay({ maxConnectionsPerClient: 2000 });
+    const relay = await startRelay({ maxConnectionsPerClient: 2000, maxListens: 2000 });
     const targets = await Promise.all(Array.from({ length: 1000 }, () => relay.connect()));
     await Promise.all(
       targets.map(async (target, i) => {
