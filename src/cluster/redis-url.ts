@@ -1,5 +1,5 @@
 /** Where Redis is: the setting REDIS_URL, read. What talks to Redis is loaded only where it is set. */
-import { isIP } from 'node:net';
+import ipaddr from 'ipaddr.js';
 
 /** Redis could not be reached, or is not what the relay needs. */
 export class RedisError extends Error {
@@ -21,11 +21,13 @@ export class RedisUrl {
 
   /**
    * Reads a URL.
-   * @returns What is wrong with it, and what to write instead, if it cannot be used. The text repeats no part that may
-   *   be a secret.
+   * @returns What is wrong with it, and what is accepted, if it cannot be used. The text repeats no part that may be
+   *   a secret.
    */
   static parse(text: string): RedisUrl | string {
-    return problemOf(text) ?? new RedisUrl(new URL(text));
+    const problem = problemOf(text);
+    if (problem === undefined) return new RedisUrl(new URL(text));
+    return `not accepted, since ${problem}; expected ${REDIS_URL_FORM}`;
   }
 
   /** A name or an address; an IPv6 address without brackets. */
@@ -48,7 +50,7 @@ export class RedisUrl {
   /** What ioredis takes as `tls`; undefined without TLS. An address has no server name: RFC 6066, section 3. */
   get tls(): { servername?: string } | undefined {
     if (!this.isTls) return undefined;
-    return isIP(this.host) ? {} : { servername: this.host };
+    return ipaddr.isValid(this.host) ? {} : { servername: this.host };
   }
 
   get username(): string {
