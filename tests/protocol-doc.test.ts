@@ -67,7 +67,9 @@ async function play(steps: string[]): Promise<void> {
       await (await clientOf(name)).expectClose(Number(code), reason);
       clients.delete(name);
     } else if (name && verb === '<') {
-      expect(`${name} < ${await (await clientOf(name)).nextText()}`).toBe(`${name} < ${written(rest)}`);
+      expect(`${name} < ${await (await clientOf(name)).nextText()}`).toBe(
+        `${name} < ${written(rest)}`,
+      );
     } else if (name && verb === 'leaves') {
       const client = await clientOf(name);
       client.close(1000);
