@@ -3,6 +3,8 @@
  * program that reads it is tested in tests/schemas, by that program's own schema.
  */
 import { describe, expect, test } from 'bun:test';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pkg from '../package.json' with { type: 'json' };
 import { readEnvironment, settings } from '../src/config.ts';
@@ -74,8 +76,10 @@ interface FlyFile {
   http_service: { internal_port: number; checks: { path: string }[] };
 }
 
-/** What the relay answers to a health check. */
+/** 200 while the relay takes newcomers: not while it drains or has lost its Redis. */
 const HEALTH = '/health';
+/** 200 as long as the process answers. */
+const ALIVE = '/livez';
 const port = settings.port.default;
 const drainSeconds = settings.drainMs.default / 1000;
 
@@ -156,6 +160,18 @@ test('the table of AMESH_TRUST_PROXY has only values that are accepted', async (
     expect(() => readEnvironment({ AMESH_TRUST_PROXY: rule })).not.toThrow();
 });
 
+test('IPv6 and IPv4 are served, by the files that name an address', () => {
+  const [cluster1, cluster2] = two.map(({ environment }) => environment['HOST']);
+  expect([cluster1, cluster2]).toEqual(['::', '::']);
+  for (const file of [
+    'docker-compose.yml',
+    'deploy/kubernetes.yaml',
+    'deploy/amesh-relay.service',
+  ]) {
+    expect(environments[file]?.['HOST'], file).toBe('::');
+  }
+});
+
 test('every platform waits longer than a drain lasts', () => {
   const { preStop } = pod.containers[0].lifecycle;
   expect(pod.terminationGracePeriodSeconds).toBeGreaterThan(drainSeconds + preStop.sleep.seconds);
@@ -215,9 +231,12 @@ describe('ports and paths', () => {
 
   test('Cloud Run', () => {
     expect(cloudRunContainer.ports).toEqual([{ containerPort: port }]);
-    for (const { httpGet } of [cloudRunContainer.startupProbe, cloudRunContainer.livenessProbe]) {
-      expect(httpGet).toEqual({ path: HEALTH, port });
+    const { startupProbe, livenessProbe, readinessProbe } = cloudRunContainer;
+    // It gets traffic as soon as it has started.
+    for (const probe of [startupProbe, readinessProbe]) {
+      expect(probe?.httpGet).toEqual({ path: HEALTH, port });
     }
+    expect(livenessProbe.httpGet).toEqual({ path: ALIVE, port });
   });
 
   test('Kubernetes', () => {
@@ -227,9 +246,10 @@ describe('ports and paths', () => {
       { name: 'http', containerPort: Number(PORT) },
       { name: 'metrics', containerPort: Number(METRICS_PORT) },
     ]);
-    for (const probe of [startupProbe, livenessProbe, readinessProbe]) {
-      expect(probe?.httpGet).toEqual({ path: HEALTH, port: 'http' });
+    for (const { httpGet } of [startupProbe, livenessProbe]) {
+      expect(httpGet).toEqual({ path: ALIVE, port: 'http' });
     }
+    expect(readinessProbe?.httpGet).toEqual({ path: HEALTH, port: 'http' });
   });
 
   test('nginx and Caddy', async () => {
@@ -244,12 +264,62 @@ describe('ports and paths', () => {
   });
 });
 
-test('systemd', () => {
+describe('systemd', () => {
+  test('keeps trying, and has no reload that would do nothing', () => {
+    expect(unit).toMatch(/^\[Unit\]$[^[]*^StartLimitIntervalSec=0$/m);
+    expect(unit).toMatch(/^Restart=always$/m);
+    expect(Number(/^RestartSec=(\d+)$/m.exec(unit)?.[1])).toBeGreaterThanOrEqual(2);
+    expect(unit).not.toMatch(/^ExecReload=/m);
+  });
+
   const analyze = Bun.which('systemd-analyze');
-  if (!analyze) return console.warn('SKIPPED: there is no systemd-analyze here to judge the unit');
-  const file = join(root, 'deploy/amesh-relay.service');
-  const verdict = Bun.spawnSync([analyze, 'security', '--offline=true', '--threshold=20', file]);
-  expect(verdict.exitCode, verdict.stdout.toString()).toBe(0);
+  if (!analyze) console.warn('SKIPPED: there is no systemd-analyze here to judge the unit');
+
+  test.skipIf(!analyze)('the unit is valid', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'amesh-relay-unit-'));
+    const file = join(folder, 'amesh-relay.service');
+    // systemd also looks whether the command is there.
+    await Bun.write(
+      file,
+      unit.replace('ExecStart=/usr/local/bin/bun', `ExecStart=${process.execPath}`),
+    );
+    const verdict = Bun.spawnSync([analyze as string, 'verify', '--man=no', file]);
+    await rm(folder, { recursive: true });
+    expect(verdict.stderr.toString()).toBe('');
+    expect(verdict.exitCode).toBe(0);
+  });
+
+  test.skipIf(!analyze)('the unit is hardened', () => {
+    const file = join(root, 'deploy/amesh-relay.service');
+    const verdict = Bun.spawnSync([
+      analyze as string,
+      'security',
+      '--offline=true',
+      '--threshold=20',
+      file,
+    ]);
+    expect(verdict.exitCode, verdict.stdout.toString()).toBe(0);
+  });
+});
+
+test('the repository is named by package.json alone, and all else agrees with it', async () => {
+  const repository = /^git\+(https:\/\/github\.com\/([\w-]+)\/[\w-]+)\.git$/.exec(
+    pkg.repository.url,
+  );
+  expect(repository).not.toBeNull();
+  const [, url, owner] = repository as RegExpExecArray;
+  expect(pkg.bugs).toBe(`${url}/issues`);
+  const files = ['*.md', '*.yml', 'docs/*.md', 'deploy/**', '.github/**'].flatMap((glob) => [
+    ...new Bun.Glob(glob).scanSync({ cwd: root, dot: true }),
+  ]);
+  expect(files).toContain('.github/workflows/ci.yml');
+  for (const file of files) {
+    for (const [, named] of (await read(file)).matchAll(
+      /(?:ghcr\.io|github\.com)\/([\w-]+)\/amesh-relay\b/g,
+    )) {
+      expect(named, file).toBe(owner);
+    }
+  }
 });
 
 describe('hardening', () => {

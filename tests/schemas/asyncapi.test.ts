@@ -1,7 +1,7 @@
 /** docs/asyncapi.yaml is valid by AsyncAPI's own parser. */
-import { describe, expect, test } from 'bun:test';
+import { expect, test } from 'bun:test';
 import { document } from '../../tools/asyncapi.ts';
-import { areToolsHere, read } from './support.ts';
+import { describeWithTools, read } from './support.ts';
 
 /** Milliseconds. The parser alone takes a second to load, and longer on a busy machine. */
 const PATIENCE = { timeout: 60_000 };
@@ -12,7 +12,7 @@ const parse = async (text: string) => {
   return new Parser().parse(text);
 };
 
-describe.skipIf(!areToolsHere)('AsyncAPI', () => {
+describeWithTools('AsyncAPI', () => {
   test('the document is valid, and says what it is meant to', PATIENCE, async () => {
     const parsed = await parse(yaml);
     expect(parsed.diagnostics).toEqual([]);

@@ -2,11 +2,11 @@
  * Every deployment file and workflow, checked by the schema or the linter of the program that reads it.
  * These are many packages, so they are not among the relay's own: see the package.json beside this file.
  */
-import { describe, expect, test } from 'bun:test';
+import { expect, test } from 'bun:test';
 import { mkdtemp, rm, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { areToolsHere, read, root } from './support.ts';
+import { describeWithTools, read, root } from './support.ts';
 
 interface Manifest {
   apiVersion: string;
@@ -31,7 +31,7 @@ const [cloudRun, cloudRunWithRedis] = (await bothWays('deploy/cloudrun.yaml')) a
   Manifest,
 ];
 
-describe.skipIf(!areToolsHere)('schemas', () => {
+describeWithTools('schemas', () => {
   test('Compose, by the specification', async () => {
     const { Ajv } = await import('ajv');
     const schema = (await Bun.file(
