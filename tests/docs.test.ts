@@ -81,7 +81,7 @@ test('docs/metrics.md has every metric, with its type and labels', async () => {
 test('every metric in an alert exists', async () => {
   const text = await Bun.file(join(root, 'docs/metrics.md')).text();
   const names = new Set((await metricRows()).map((row) => row.split('`')[1]));
-  for (const [used] of text.matchAll(/amesh_relay_[a-z_]+/g)) {
+  for (const [used] of text.matchAll(/amesh_relay_[a-z0-9_]+/g)) {
     expect(names).toContain(used.replace(/_(bucket|sum|count)$/, ''));
   }
 });
