@@ -9,6 +9,8 @@ export interface Socket {
   subscribe(topic: string): unknown;
   unsubscribe(topic: string): unknown;
   close(code?: number, reason?: string): void;
+  terminate(): void;
+  getBufferedAmount(): number;
 }
 
 /** A socket's way to the instance that owns its session, or the watch that it announced itself to. */
@@ -43,7 +45,11 @@ export class Connection implements Peer {
   framesSince = 0;
   idleSince = 0;
 
-  constructor(readonly client: string) {}
+  /** @param onBacklog Told of each frame that waits, because the client does not read fast enough. */
+  constructor(
+    readonly client: string,
+    private readonly onBacklog: (connection: Connection, frame: string) => void = () => {},
+  ) {}
 
   get isLocal(): boolean {
     return !this.isGone;
@@ -63,11 +69,20 @@ export class Connection implements Peer {
   }
 
   trySend(frame: string): boolean {
-    return this.isGone || this.ws.sendText(frame) !== 0;
+    if (this.isGone) return true;
+    const sent = this.ws.sendText(frame);
+    if (sent === -1) this.noteBacklog(frame);
+    return sent !== 0;
   }
 
-  publish(topic: string, frame: string): boolean {
-    return this.ws.publishText(topic, frame) !== 0;
+  publish(topic: string, frame: string, to: Peer): boolean {
+    const sent = this.ws.publishText(topic, frame);
+    if (sent === -1) to.noteBacklog(frame);
+    return sent !== 0;
+  }
+
+  noteBacklog(frame: string): void {
+    this.onBacklog(this, frame);
   }
 
   subscribe(topic: string): void {

@@ -14,11 +14,13 @@ export const help = `amesh-relay ${version}: brings two amesh devices together b
 
 Usage: amesh-relay [options]           Run the relay.
        amesh-relay health [options]    Ask the relay on this machine: silent and 0 when well, one line and 1 when not.
-       amesh-relay check [URL] [--json] [--wait <s>] [--idle <s>]
+       amesh-relay check [URL] [--json] [--wait <s>] [--idle <s>] [--token <token>]
                                        Pair with oneself through a relay and whatever stands in front of it, step by
                                        step: 0 when a device gets through, 1 when not. URL: ws://127.0.0.1:3001/ws.
-                                       --wait for a relay that is still coming up, --idle for a proxy that cuts quiet
-                                       sockets (90, say), --json for machines.
+                                       --json for machines, --wait for a relay that is still coming up, --idle for how
+                                       long a connection is left quiet at the end (35; 0 for not at all). The access
+                                       token of a private relay: --token, ?token= in the URL, or AMESH_ACCESS_TOKEN,
+                                       which no list of processes shows.
 
 Options (they come before the environment):
   -p, --port <port>   ${settings.port.help} Default ${settings.port.shownDefault}.

@@ -23,8 +23,10 @@ export interface Peer {
   send(frame: string): boolean;
   /** Sends a frame. Returns false where the peer does not read. */
   trySend(frame: string): boolean;
-  /** Sends a frame to everybody else on a topic. Returns false where one of them does not read. */
-  publish(topic: string, frame: string): boolean;
+  /** Sends a frame to the one other peer on a topic. Returns false where that one does not read. */
+  publish(topic: string, frame: string, to: Peer): boolean;
+  /** A frame to it could not be sent at once, and waits. */
+  noteBacklog(frame: string): void;
   subscribe(topic: string): void;
   unsubscribe(topic: string): void;
   close(reason: CloseReason): void;

@@ -4,6 +4,7 @@ import { type Config, connectable, type SettingName, settings } from './config.t
 import type { Clock } from './connection.ts';
 import { createApp, type Health, pathOf } from './http.ts';
 import { createLog, type Log } from './observe/log.ts';
+import { maxDescriptors, openDescriptors } from './observe/descriptors.ts';
 import {
   ListenError,
   type Relay,
@@ -20,6 +21,8 @@ const SUMMARY_EVERY_MS = 60_000;
 const DRAIN_LOOK_MS = 50;
 /** How long clients have to answer their close frame before they are cut off, in milliseconds. */
 const CLOSE_WAIT_MS = 500;
+/** Descriptors that the process needs beside one for each socket: listeners, Redis, files, and requests under way. */
+const SPARE_DESCRIPTORS = 256;
 /** The relay reads no body. */
 const MAX_REQUEST_BODY_BYTES = 1024;
 
@@ -39,17 +42,22 @@ export class RelayServer implements Relay {
   #server: BunServer | undefined;
   #cluster: { leave: () => Promise<void> } | undefined;
   #metrics: { port: number; stop: () => Promise<void> } | undefined;
+  readonly #isShortOfRoom: boolean;
+  #isShortOfDescriptors = false;
   #timers: NodeJS.Timeout[] = [];
   #state: 'new' | 'started' | 'stopped' = 'new';
   #started: Promise<RelayAddress> | undefined;
   #stopped: Promise<void> | undefined;
 
   constructor(config: Config, { now = () => performance.now(), log }: Internals = {}) {
-    this.#config = config;
+    // Beyond its limit of descriptors a process can neither accept nor refuse anybody.
+    const room = Math.max(1, maxDescriptors() - SPARE_DESCRIPTORS);
+    this.#config = { ...config, maxConnections: Math.min(config.maxConnections, room) };
+    this.#isShortOfRoom = room < config.maxConnections;
     this.#now = now;
     this.#log = log ?? createLog(config.logLevel);
     this.#callers = new CallerResolver(config.trustProxy, (message) => this.#log.warn(message));
-    this.sockets = new Sockets(config, this.#log, now);
+    this.sockets = new Sockets(this.#config, this.#log, now);
   }
 
   /** The port of the metrics, where there are any. */
@@ -105,6 +113,12 @@ export class RelayServer implements Relay {
       setInterval(() => this.#sweep(), SWEEP_EVERY_MS),
       setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
     ];
+    if (this.#isShortOfRoom) {
+      this.#log.warn('the limit of open files (nofile) allows fewer than AMESH_MAX_CONNECTIONS', {
+        nofile: maxDescriptors(),
+        maxConnections: this.#config.maxConnections,
+      });
+    }
     const bound = this.#server.port as number;
     return { host, port: bound, url: `${tls ? 'wss' : 'ws'}://${connectable(host)}:${bound}/ws` };
   }
@@ -165,7 +179,13 @@ export class RelayServer implements Relay {
       ...(tls && { tls }),
       // The upgrade is not a Hono route, since that would cost a tenth of a whole pairing.
       fetch: (request, server) => {
-        if (pathOf(request) === '/ws' && this.#upgrade(request, server)) return undefined;
+        const path = pathOf(request);
+        const { client } = this.#callers.resolve(request, () => server.requestIP(request)?.address);
+        if (!this.sockets.limits.requests.take(client, 1, this.#now())) {
+          const isProbe = path === '/health' || path === '/livez';
+          return isProbe ? closing(app.fetch(request, server)) : tooManyRequests();
+        }
+        if (path === '/ws' && this.sockets.upgrade(server, request, client)) return undefined;
         return app.fetch(request, server);
       },
       error: () => Response.json({ error: 'internal_error' }, { status: 500 }),
@@ -174,9 +194,17 @@ export class RelayServer implements Relay {
     });
   }
 
-  #upgrade(request: Request, server: BunServer): boolean {
-    const { client } = this.#callers.resolve(request, () => server.requestIP(request)?.address);
-    return this.sockets.upgrade(server, request, client);
+  /** At its limit of descriptors a process can accept nobody, and says nothing of it by itself. */
+  #lookAtDescriptors(): void {
+    const [open, max] = [openDescriptors(), maxDescriptors()];
+    const isShort = open > max * 0.9;
+    if (isShort && !this.#isShortOfDescriptors) {
+      this.#log.warn('file descriptors run short; raise the limit of open files (nofile)', {
+        open,
+        max,
+      });
+    }
+    this.#isShortOfDescriptors = isShort;
   }
 
   #sweep(): void {
@@ -185,11 +213,27 @@ export class RelayServer implements Relay {
   }
 
   #summarise(): void {
+    this.#lookAtDescriptors();
     const summary = this.sockets.stats.sinceLast();
     if (!summary) return;
     const { connections, pairing } = this.sockets;
     this.#log.info('last minute', { ...summary, open: connections.size, sessions: pairing.size });
   }
+}
+
+/** For a probe over its client's budget: it is answered, and its connection is closed all the same. */
+async function closing(answer: Response | Promise<Response>): Promise<Response> {
+  const response = await answer;
+  response.headers.set('connection', 'close');
+  return response;
+}
+
+/** For a client over its budget. Its connection is closed, so that whatever else it has sent costs nothing. */
+function tooManyRequests(): Response {
+  return new Response('{"error":"too_many_requests"}\n', {
+    status: 429,
+    headers: { 'content-type': 'application/json', 'retry-after': '1', connection: 'close' },
+  });
 }
 
 /** Takes an address, or says in one line why it can't be had. Bun calls an unknown host a port in use. */

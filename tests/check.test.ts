@@ -1,13 +1,18 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test';
 import { mkdtemp, rm } from 'node:fs/promises';
+import { once } from 'node:events';
+import http from 'node:http';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { announce, connect } from '../src/client/client.ts';
 import type { RelayOptions } from '../src/config.ts';
 import { createRelayServer } from '../src/index.ts';
-import type { ProblemCode, Step } from '../src/check/steps.ts';
-import { freePorts } from './support.ts';
+import type { ProblemCode } from '../src/check/problems.ts';
+import type { Step } from '../src/check/steps.ts';
+import { generate } from 'selfsigned';
+import { startPrivateRelay } from './private-relay.ts';
+import { freePorts, startRelay as startTestRelay } from './support.ts';
 
 // One step may wait ten seconds for an answer.
 setDefaultTimeout(20_000);
@@ -35,7 +40,8 @@ function run(args: string[], environment: Record<string, string> = {}) {
 }
 
 async function check(args: string[], environment?: Record<string, string>): Promise<Outcome> {
-  const child = run(['--json', ...args], environment);
+  const idle = args.includes('--idle') ? [] : ['--idle', '0'];
+  const child = run(['--json', ...idle, ...args], environment);
   const { ok, steps } = (await new Response(child.stdout).json()) as Outcome;
   const problem = steps.findLast(({ status }) => status !== 'ok');
   return { exit: await child.exited, ok, steps, problem };
@@ -90,14 +96,14 @@ describe('a relay that is well', () => {
       address: '127.0.0.1',
       source: 'peer',
       sessions: 0,
-      pairings: 10,
+      pairings: 5,
     });
     expect(facts.p99Ms).toBeGreaterThanOrEqual(facts.p50Ms);
   });
 
   test('in plain words where there is no terminal', async () => {
     const { url } = await startRelay();
-    const child = run([url], { FORCE_COLOR: '' });
+    const child = run([url, '--idle', '1'], { FORCE_COLOR: '' });
     const text = await new Response(child.stdout).text();
     expect(text).not.toContain('\u001b');
     expect(text).toContain('ok      Verdict before goodbye');
@@ -105,9 +111,42 @@ describe('a relay that is well', () => {
     expect(await child.exited).toBe(0);
   });
 
-  test('three checks within a minute are within the limits', async () => {
-    const { url } = await startRelay({ maxWatches: 10 });
-    for (let round = 0; round < 3; round += 1) expect((await check([url])).exit).toBe(0);
+  test('counts as pairings that were completed, and as bootstraps that were answered', async () => {
+    const { url, sockets } = await startTestRelay();
+    expect((await check([url, '--idle', '1'])).exit).toBe(0);
+    const { begun, completed, expired, abandoned, bootstraps } = sockets.stats;
+    expect({ begun, completed, expired, abandoned }).toEqual({
+      begun: 5,
+      completed: 5,
+      expired: 0,
+      abandoned: 0,
+    });
+    expect(bootstraps).toMatchObject({ watched: 2, acknowledged: 2, expired: 0, abandoned: 0 });
+  });
+
+  test('twelve checks within a minute: watches that are used up are a warning', async () => {
+    const { url } = await startRelay({ maxWatches: 10, maxListens: 60 });
+    for (let round = 1; round <= 10; round += 1)
+      expect((await check([url])).problem).toBeUndefined();
+    for (let round = 11; round <= 12; round += 1) {
+      const outcome = await check([url, '--idle', '1']);
+      expectWarning(outcome, 'rate_limited', 'no fault of the relay');
+      const warned = outcome.steps.filter(({ status }) => status === 'warning');
+      expect(warned.map(({ name }) => name)).toEqual(['bootstrap', 'idle']);
+    }
+  });
+
+  test('its output may be cut', async () => {
+    const { url } = await startRelay();
+    const command = `"${process.execPath}" "${COMMAND}" check ${url} | head -2`;
+    const shell = Bun.spawn(['bash', '-o', 'pipefail', '-c', command], {
+      stdout: 'pipe',
+      stderr: 'pipe',
+    });
+    expect(await shell.stdout.text()).toStartWith('Checking ws://');
+    expect(await shell.stderr.text()).toBe('');
+    // As of any program whose output nobody reads any more.
+    expect(await shell.exited).toBe(141);
   });
 
   test('with its page turned off', async () => {
@@ -136,7 +175,7 @@ describe('a relay that is well', () => {
       },
     });
     const { port } = earlier as { port: number };
-    const child = run(['--wait', '15', '--json', `ws://127.0.0.1:${port}/ws`]);
+    const child = run(['--wait', '15', '--idle', '0', '--json', `ws://127.0.0.1:${port}/ws`]);
     await asked.promise;
     await earlier.stop(true);
     await startRelay({ port });
@@ -171,6 +210,19 @@ describe('no relay to be had', () => {
     }
   });
 
+  test('a prefix that nobody takes off', async () => {
+    const { port } = await startRelay();
+    const proxy = serve((request) => {
+      // Forwards what begins with /relay, as it is.
+      const { pathname } = new URL(request.url);
+      return pathname.startsWith('/relay')
+        ? (fetch(`http://127.0.0.1:${port}${pathname}`) as never)
+        : new Response('a site', { status: 404 });
+    });
+    const outcome = await check([`${proxy}/relay/ws`]);
+    expectFailure(outcome, 'path_not_stripped', '/relay/ws', 'proxy_pass http://HOST:3001/;');
+  });
+
   test('another site', async () => {
     const page = () => new Response('<h1>hello', { headers: { 'content-type': 'text/html' } });
     expectFailure(await check([`${serve(page)}/ws`]), 'not_a_relay', 'status 200, text/html');
@@ -202,23 +254,164 @@ describe('no relay to be had', () => {
   });
 
   test('wrong usage', async () => {
-    for (const args of [
+    const wrong = [
       ['https://relay.example.com'],
       ['relay.example.com'],
       ['--idle', '291'],
+      ['--wait', '0'],
+      ['wss://user:secret-secret-secret@relay.example.com/ws'],
+      ['wss://relay.example.com/ws?token=secret-secret-secret#x'],
       ['--wait', 'long'],
       ['--loud'],
       ['ws://a/ws', 'ws://b/ws'],
-    ]) {
+    ];
+    const tries = wrong.map(async (args) => {
       const child = run(args);
-      expect((await new Response(child.stderr).text()).trim()).toMatch(/^amesh-relay: .+$/);
+      const text = (await new Response(child.stderr).text()).trim();
+      expect(text).toMatch(/^amesh-relay: .+$/);
+      expect(text).not.toContain('secret');
       expect(await child.exited).toBe(2);
-    }
+    });
+    await Promise.all(tries);
   });
 
   test('somebody who takes the connection and says nothing', async () => {
     expectFailure(await silent, 'no_answer', 'within 10 s');
   });
+});
+
+describe('a private relay', () => {
+  const TOKEN = 'a-token-for-the-check_0123';
+  let open: string;
+  let door: string;
+  beforeAll(async () => {
+    open = (await startRelay()).url;
+    const started = startPrivateRelay(open, TOKEN);
+    cleanUps.push(started.stop);
+    door = started.url;
+  });
+
+  test.each([
+    ['--token', () => [door, '--token', TOKEN], {}],
+    ['the URL', () => [`${door}?token=${TOKEN}`], {}],
+    ['the environment', () => [door], { AMESH_ACCESS_TOKEN: TOKEN }],
+  ] as const)('lets in who has the token in %s, and it is not shown', async (_, args, env) => {
+    for (const json of [[], ['--json']]) {
+      const child = run([...args(), '--idle', '0', ...json], env);
+      const [said, complained] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+      expect(await child.exited).toBe(0);
+      expect(said).toContain('/ws?token=…');
+      expect(said + complained).not.toContain(TOKEN);
+    }
+  });
+
+  test('says what is wrong with the token', async () => {
+    expectFailure(await check([door]), 'access_token_missing', 'AMESH_ACCESS_TOKEN');
+    expectFailure(await check([door, '--token', 'no-such-token-0123456']), 'access_token_wrong');
+    const lost = startPrivateRelay(open, TOKEN, { keepsQuery: false });
+    cleanUps.push(lost.stop);
+    expectFailure(await check([lost.url, '--token', TOKEN]), 'access_token_lost', '?token=');
+    const missingPath = await check([door.replace('/ws', '/'), '--token', TOKEN]);
+    expectFailure(missingPath, 'wrong_path', `Use ${door}?token=…`);
+  });
+
+  test('that had enough of us', async () => {
+    const busy = serve(() => Response.json({ error: 'too_many_wrong_tokens' }, { status: 429 }));
+    expectFailure(await check([`${busy}/ws`]), 'too_many_requests', 'wrong access tokens');
+  });
+});
+
+describe('behind an HTTP proxy for the way out', () => {
+  const asked: string[] = [];
+  let proxy: string;
+  let relay: { url: string; port: number };
+
+  beforeAll(async () => {
+    relay = await startRelay();
+    const server = http.createServer((_request, response) => response.writeHead(501).end());
+    server.on('connect', ({ url = '', headers }: http.IncomingMessage, client: net.Socket) => {
+      asked.push(`${url} ${headers['proxy-authorization']}`);
+      if (!url.startsWith('relay.invalid:')) return client.end('HTTP/1.1 403 Forbidden\r\n\r\n');
+      const upstream = net.connect(relay.port, '127.0.0.1', () => {
+        client.write('HTTP/1.1 200 OK\r\n\r\n');
+        client.pipe(upstream).pipe(client);
+      });
+      for (const socket of [client, upstream]) socket.on('error', () => socket.destroy());
+      return undefined;
+    });
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    cleanUps.push(() => server.close());
+    proxy = `127.0.0.1:${(server.address() as net.AddressInfo).port}`;
+  });
+
+  test('goes through it, although the name is known to the proxy alone', async () => {
+    const url = 'ws://relay.invalid:8080/ws';
+    const outcome = await check([url], { HTTP_PROXY: `http://user:pass%20word@${proxy}` });
+    expect([outcome.exit, outcome.problem]).toEqual([0, undefined]);
+    expect(outcome.steps[1]?.found).toBe(`through the HTTP proxy ${proxy}`);
+    expect(new Set(asked)).toEqual(new Set([`relay.invalid:8080 Basic ${btoa('user:pass word')}`]));
+  });
+
+  test('says so where the proxy does not let it through, or is none', async () => {
+    const url = 'wss://other.invalid/ws';
+    const refused = await check([url], { HTTPS_PROXY: `http://${proxy}` });
+    expectFailure(refused, 'proxy_unusable', 'status 403', 'NO_PROXY=other.invalid');
+    const [port] = freePorts(1) as [number];
+    const closed = await check([url], { https_proxy: `http://127.0.0.1:${port}` });
+    expectFailure(closed, 'proxy_unusable', `port ${port} on 127.0.0.1 is closed`);
+    const socks = await check([url], { HTTPS_PROXY: `socks5://${proxy}` });
+    expectFailure(socks, 'proxy_unusable', 'does not begin with http:// or https://');
+  });
+
+  test('goes past it where NO_PROXY says so', async () => {
+    const environment = { HTTP_PROXY: `http://${proxy}`, NO_PROXY: '127.0.0.1' };
+    const { exit, steps } = await check([relay.url], environment);
+    expect([exit, steps[0]?.found]).toEqual([0, '127.0.0.1 is an address already']);
+  });
+});
+
+test('nothing that a hostile server says reaches the terminal raw', async () => {
+  const evil = '\u001b[2J\u001b]0;owned\u0007\u009b31m\u202etxt\r\nX-Injected: yes\u0000';
+  let asked: Headers[] = [];
+  const server = Bun.serve({
+    port: 0,
+    hostname: '127.0.0.1',
+    fetch: (request, bun) => {
+      asked.push(request.headers);
+      if (bun.upgrade(request)) return undefined;
+      if (request.url.endsWith('/health')) return Response.json({ status: 'ok', sessions: evil });
+      const client = { address: '10.0.0.1', source: `x\r\nx-injected: yes` };
+      return Response.json({ client, websocket: evil, private: evil });
+    },
+    websocket: {
+      message: (ws) => {
+        ws.send(JSON.stringify({ type: `${evil}${'long '.repeat(10_000)}` }));
+      },
+    },
+  });
+  cleanUps.push(() => server.stop(true));
+  const missing = serve(() =>
+    Response.json({ error: 'upgrade_required', missing: [evil] }, { status: 400 }),
+  );
+  const moved = serve(
+    () =>
+      new Response(evil, {
+        status: 302,
+        headers: { location: 'https://a/\u009b31m', server: 'x' },
+      }),
+  );
+  for (const url of [`ws://127.0.0.1:${server.port}/ws`, `${missing}/ws`, `${moved}/ws`]) {
+    for (const json of [[], ['--json']]) {
+      const child = run([url, ...json]);
+      const [said, complained] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+      expect(await child.exited).toBe(1);
+      expect(complained).toBe('');
+      expect(said.length).toBeLessThan(5000);
+      expect(said.replaceAll('\n', '')).not.toMatch(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u);
+    }
+  }
+  expect(asked.some((headers) => headers.has('x-injected'))).toBe(false);
 });
 
 const openssl = Bun.which('openssl');
@@ -294,7 +487,6 @@ describe.skipIf(!openssl)('TLS', () => {
       'subjectAltName=DNS:localhost',
     );
     certify('good', 'localhost', 60);
-    certify('soon', 'localhost', 5);
     certify('expired', 'localhost', -1);
     certify('other', 'other.example', 60);
   });
@@ -310,9 +502,36 @@ describe.skipIf(!openssl)('TLS', () => {
     });
   });
 
-  test('one that ends soon, one that has ended', async () => {
-    const soon = await check([await tlsRelay('soon')], trusting());
-    expectWarning(soon, 'tls_expires_soon', '4 days left');
+  test.each([
+    ['90 days, 20 left', 90, 20.5, '20 days left', false],
+    ['90 days, 10 left', 90, 10.5, '10 days left', true],
+    ['45 days, 11 left', 45, 11.5, '11 days left', false],
+    ['45 days, 8 left', 45, 8.5, '8 days left', true],
+    ['6 days, 3 left', 6, 3.5, '3 days left', false],
+    ['6 days, a day left', 6, 1.1, '26 hours left', true],
+    ['a year, 20 days left', 365, 20.5, '20 days left', false],
+  ])('judged by its lifetime: %s', async (_, lifetime, left, words, isSoon) => {
+    const day = 86_400_000;
+    const pem = await generate([{ name: 'commonName', value: 'localhost' }], {
+      notBeforeDate: new Date(Date.now() - (lifetime - left) * day),
+      notAfterDate: new Date(Date.now() + left * day),
+      extensions: [{ name: 'subjectAltName', altNames: [{ type: 2, value: 'localhost' }] }],
+    });
+    const name = `life-${lifetime}-${left}`;
+    await Promise.all([
+      Bun.write(path(`${name}.pem`), pem.cert),
+      Bun.write(path(`${name}.key`), pem.private),
+    ]);
+    const url = await tlsRelay(name);
+    const { steps } = await check([url], { NODE_EXTRA_CA_CERTS: path(`${name}.pem`) });
+    const step = steps.find((it) => it.name === 'tls') as Step;
+    expect([step.problem, step.found]).toEqual([
+      isSoon ? 'tls_expires_soon' : undefined,
+      `by localhost, ${words}`,
+    ]);
+  });
+
+  test('one that has ended', async () => {
     expectFailure(
       await check([await tlsRelay('expired')], trusting()),
       'tls_expired',
@@ -343,7 +562,10 @@ describe.skipIf(!nginx)('behind nginx', () => {
   const WEBSOCKET =
     'proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $forwarded_connection;';
   const FORWARDED = 'proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;';
-  const sites = ['plain', 'deaf', 'split', 'trusted', 'forgeable', 'hasty', 'lost'] as const;
+  const sites = [
+    ...(['plain', 'deaf', 'split', 'trusted', 'forgeable', 'hasty', 'lost'] as const),
+    'noPages',
+  ] as const;
   const urls = {} as Record<(typeof sites)[number], string>;
 
   beforeAll(async () => {
@@ -375,6 +597,7 @@ describe.skipIf(!nginx)('behind nginx', () => {
         ${site(4, local(left.port), WEBSOCKET + FORWARDED)}
         ${site(5, local(hop.port), `${WEBSOCKET + FORWARDED} proxy_read_timeout 1s;`)}
         ${site(6, local(nobody), WEBSOCKET)}
+        ${site(7, local(hop.port), `${WEBSOCKET + FORWARDED} if ($http_origin) { return 403; }`)}
       }`,
     );
     sites.forEach((name, index) => (urls[name] = `ws://127.0.0.1:${ports[index]}/ws`));
@@ -432,6 +655,16 @@ describe.skipIf(!nginx)('behind nginx', () => {
     expectWarning(await check([urls.forgeable]), 'address_forgeable', 'hops:1');
   });
 
+  test('web pages are turned away', async () => {
+    const origin = urls.noPages.replace('ws:', 'http:').replace('/ws', '');
+    expectWarning(
+      await check([urls.noPages]),
+      'origin_refused',
+      `AMESH_ALLOWED_ORIGINS=${origin}`,
+      'proxy_set_header Host $http_host',
+    );
+  });
+
   test('quiet sockets are cut', async () => {
     const outcome = await check([urls.hasty, '--idle', '9']);
     expectFailure(outcome, 'idle_cut', 'proxy_read_timeout');
@@ -473,3 +706,40 @@ test('a check leaves nothing behind', async () => {
     ),
   ).toBe('no_watcher');
 });
+
+const canUnshare = Bun.spawnSync(['unshare', '--net', '--mount', 'true']).success;
+if (!canUnshare)
+  console.warn('SKIPPED: no network namespace to be had here, so no route is missing');
+
+test.skipIf(!canUnshare)(
+  'no route is told from a closed port, and does not count where there is another way',
+  async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'relay-route-'));
+    cleanUps.push(() => rm(folder, { recursive: true }));
+    const hosts =
+      '127.0.0.1 localhost\n127.0.0.1 both.test\n2001:db8::1 both.test\n2001:db8::1 six.test\n192.0.2.1 four.test\n';
+    await Bun.write(join(folder, 'hosts'), hosts);
+    const [port] = freePorts(1) as [number];
+    const urls = ['both', 'six', 'four'].map((name) => `ws://${name}.test:${port}/ws`);
+    // In a namespace of its own a machine has a loopback interface, and no route to anywhere.
+    const script = `ip link set lo up && mount --bind ${folder}/hosts /etc/hosts || exit 9
+    LOG_LEVEL=info "$1" "$2" --host 127.0.0.1 --port ${port} > ${folder}/log & relay=$!
+    until grep -q listening ${folder}/log; do sleep 0.05; done
+    for url in ${urls.join(' ')} ws://127.0.0.1:1/ws; do "$1" "$2" check --json --idle 0 $url; echo ,; done
+    kill $relay`;
+    const child = Bun.spawn(
+      ['unshare', '--net', '--mount', 'sh', '-c', script, 'sh', process.execPath, COMMAND],
+      { stdout: 'pipe' },
+    );
+    const text = await child.stdout.text();
+    const outcomes = JSON.parse(`[${text.trim().replace(/,$/, '')}]`) as Outcome[];
+    const seen = outcomes.map(({ ok, steps }) => [ok, steps.at(-1)?.problem]);
+    expect(seen).toEqual([
+      [true, undefined],
+      [false, 'no_route'],
+      [false, 'no_route'],
+      [false, 'refused'],
+    ]);
+    expect(outcomes[0]?.steps[1]?.found).toContain('no route from here to 2001:db8::1');
+  },
+);

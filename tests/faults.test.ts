@@ -3,7 +3,15 @@ import { afterEach, describe, expect, setSystemTime, test } from 'bun:test';
 import { connect as dial, type Socket } from 'node:net';
 import { readOptions } from '../src/config.ts';
 import { RelayServer } from '../src/server.ts';
-import { afterThisTest, openClient, startRelay, type TestRelay, until, within } from './support.ts';
+import {
+  afterThisTest,
+  isNotForTwo,
+  openClient,
+  startRelay,
+  type TestRelay,
+  until,
+  within,
+} from './support.ts';
 
 const listen = (otc: string) => ({ type: 'listen', otc });
 const connect = (otc: string) => ({ type: 'connect', otc });
@@ -194,7 +202,11 @@ describe('a peer that does not read', () => {
   });
 
   test('of refusals either', async () => {
-    const relay = await startRelay({ maxBacklogBytes: 1024, maxControlFrames: 1_000_000 });
+    const relay = await startRelay({
+      maxFrameBytes: 1024,
+      maxBacklogBytes: 1024,
+      maxControlFrames: 1_000_000,
+    });
     const deaf = await raw(relay, UPGRADE);
     await until(() => relay.sockets.connections.size === 1, 'it is in');
     deaf.pause();
@@ -274,4 +286,68 @@ describe('the clock on the wall', () => {
       expect(relay.sockets.books).toMatchObject({ connections: 2, sessions: 1 });
     },
   );
+});
+
+describe('one address at its worst', () => {
+  test('has a budget of requests, and what it sends beyond that is not even read', async () => {
+    if (isNotForTwo('each instance has its own')) return;
+    const relay = await startRelay({ maxConnectionsPerClient: 10 });
+    const socket = await raw(relay, 'GET / HTTP/1.1\r\nHost: relay\r\n\r\n'.repeat(100));
+    await until(() => socket.destroyed || socket.readableEnded, 'the connection is closed');
+    const answers = [...socket.received.matchAll(/HTTP\/1\.1 (\d+)/g)].map(([, status]) => status);
+    expect(answers.filter((status) => status === '200').length).toBe(20);
+    expect(answers.filter((status) => status === '429').length).toBe(1);
+    const refused = await fetch(`${relay.http}/`);
+    expect([refused.status, refused.headers.get('retry-after')]).toEqual([429, '1']);
+    expect(await refused.json()).toEqual({ error: 'too_many_requests' });
+    await expect(openClient(relay.url)).rejects.toThrow();
+    // Probes are answered all the same, one for each connection, and a budget flows back.
+    for (const path of ['/health', '/livez']) {
+      const probes = `GET ${path} HTTP/1.1\r\nHost: relay\r\n\r\n`.repeat(50);
+      const prober = await raw(relay, probes);
+      await until(() => prober.destroyed || prober.readableEnded, 'its connection is closed');
+      expect(prober.received.match(/HTTP\/1\.1 \d+/g)).toEqual(['HTTP/1.1 200']);
+    }
+    relay.pass(1000);
+    (await relay.connect()).close();
+  });
+
+  test('a socket that was refused and does not close is cut off', async () => {
+    if (isNotForTwo('each instance has its own')) return;
+    const relay = await startRelay({ maxConnectionsPerClient: 1 });
+    await relay.connect();
+    const refused = await raw(relay, UPGRADE);
+    await until(() => refused.received.includes('too_many_connections'), 'it is told why');
+    relay.pass(999);
+    expect(refused.destroyed).toBe(false);
+    relay.pass(1);
+    await until(() => refused.destroyed, 'it is cut off');
+  });
+
+  test('a peer that takes nothing for 10 s ends its pairing with 4004, one that reads slowly does not', async () => {
+    if (isNotForTwo('a deaf peer on another instance is dealt with there')) return;
+    const relay = await startRelay({ maxBacklogBytes: 100_000_000, maxSessionBytes: 100_000_000 });
+    const sender = await relay.connect();
+    sender.send(listen('482916'));
+    await sender.expect({ type: 'ack', message: 'session_open' });
+    const deaf = await raw(relay, UPGRADE, frame(JSON.stringify(connect('482916'))));
+    await sender.expect({ type: 'peer_found' });
+    deaf.pause();
+    const payload = 'x'.repeat(60_000);
+    for (let i = 0; i < 300; i += 1) sender.send(data(payload));
+    await until(() => relay.sockets.stats.framesForwarded === 300, 'all is forwarded');
+    relay.pass(9000);
+    // It takes some, and so has another 10 s.
+    const before = deaf.received.length;
+    deaf.resume();
+    await until(() => deaf.received.length > before + 1_000_000, 'it reads');
+    deaf.pause();
+    sender.send(data(payload));
+    await until(() => relay.sockets.stats.framesForwarded === 301, 'one more');
+    relay.pass(1000);
+    await sender.expectNothing();
+    relay.pass(10_000);
+    await sender.expectClose(4004, 'slow_consumer');
+    expect(relay.sockets.pairing.size).toBe(0);
+  });
 });

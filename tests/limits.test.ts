@@ -1,5 +1,12 @@
 import { describe, expect, test } from 'bun:test';
-import { Attempts, Tally, WINDOW_MS } from '../src/admission/limits.ts';
+import {
+  Attempts,
+  Budget,
+  MinuteCount,
+  networksOf,
+  Tally,
+  WINDOW_MS,
+} from '../src/admission/limits.ts';
 
 describe('attempts', () => {
   test('the fifth in a window spends a key, until the oldest is a minute old', () => {
@@ -75,6 +82,92 @@ describe('attempts', () => {
     attempts.sweep(WINDOW_MS + 2);
     attempts.add('later', WINDOW_MS + 2);
     expect(attempts.size).toBe(1);
+  });
+});
+
+describe('IPv6', () => {
+  const at = (d: number, c = 3): string => `2001:db8:${c.toString(16)}:${d.toString(16)}::/64`;
+
+  test('a client belongs to its /64, its /56 and its /48; an IPv4 address to itself', () => {
+    expect(networksOf('2001:db8:3:12ab::/64')).toEqual([
+      '2001:db8:3:12ab::/64',
+      '2001:db8:3:1200::/56',
+      '2001:db8:3::/48',
+    ]);
+    expect(networksOf('203.0.113.7')).toEqual(['203.0.113.7']);
+    expect(networksOf('unknown')).toEqual(['unknown']);
+  });
+
+  test.each([
+    ['attempts', () => new Attempts(5)],
+    ['a count by the minute', () => new MinuteCount(5)],
+  ] as const)('%s: a /56 and a /48 have eight times as much together', (_what, make) => {
+    const neighbours = make();
+    for (let d = 0; d < 8; d += 1) {
+      for (let i = 0; i < 5; i += 1) neighbours.add(at(d), 0);
+    }
+    expect([at(8), at(0xff), at(0x100), at(8, 4)].map((c) => neighbours.isSpent(c, 1))).toEqual([
+      true,
+      true,
+      true,
+      false,
+    ]);
+    const spread = make();
+    for (let d = 0; d < 40; d += 1) spread.add(at(d * 256), 0);
+    expect([at(0xff00), at(0, 4)].map((c) => spread.isSpent(c, 1))).toEqual([true, false]);
+    expect(spread.isSpent(at(0xff00), WINDOW_MS)).toBe(false);
+  });
+});
+
+describe('a count by the minute', () => {
+  test('is spent after so many, until the minute that began with the first is over', () => {
+    const listens = new MinuteCount(3);
+    for (const now of [0, 10_000, 59_000]) {
+      expect(listens.isSpent('a', now)).toBe(false);
+      listens.add('a', now);
+    }
+    expect([59_999, 60_000].map((now) => listens.isSpent('a', now))).toEqual([true, false]);
+    expect(listens.isSpent('b', 59_999)).toBe(false);
+    listens.add('a', 60_000);
+    listens.sweep(60_000);
+    expect(listens.size).toBe(1);
+    listens.sweep(120_000);
+    expect(listens.size).toBe(0);
+  });
+
+  test('is bounded, and newcomers push nobody out', () => {
+    const listens = new MinuteCount(1, 2);
+    for (const client of ['a', 'b', 'c']) listens.add(client, 0);
+    expect(['a', 'b', 'c'].map((client) => listens.isSpent(client, 1))).toEqual([
+      true,
+      true,
+      false,
+    ]);
+    expect(listens.size).toBe(2);
+  });
+});
+
+describe('a budget', () => {
+  test('gives a burst, then what flows back each second', () => {
+    const bytes = new Budget(100, 10);
+    expect([bytes.take('a', 60, 0), bytes.take('a', 41, 0), bytes.take('a', 40, 0)]).toEqual([
+      true,
+      false,
+      true,
+    ]);
+    expect([bytes.take('a', 11, 1000), bytes.take('a', 10, 1000)]).toEqual([false, true]);
+    expect(bytes.take('a', 100, 11_000)).toBe(true);
+    expect(bytes.take('b', 101, 0)).toBe(false);
+  });
+
+  test('forgets whoever has all of it again, and is bounded', () => {
+    const bytes = new Budget(100, 10, 2);
+    for (const client of ['a', 'b', 'c']) bytes.take(client, 20, 0);
+    expect(bytes.size).toBe(2);
+    bytes.sweep(1999);
+    expect(bytes.size).toBe(2);
+    bytes.sweep(2000);
+    expect(bytes.size).toBe(0);
   });
 });
 

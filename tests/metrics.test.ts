@@ -44,7 +44,7 @@ test('every code and outcome is there from the first scrape', async () => {
   }
   for (const name of metrics.keys()) expect(name).toStartWith('amesh_relay_');
   expect(metrics.get('amesh_relay_resident_memory_bytes')).toBeGreaterThan(1e6);
-  expect(metrics.has('amesh_relay_event_loop_delay_seconds{quantile="0.99"}')).toBe(true);
+  expect(metrics.has('amesh_relay_event_loop_delay_p99_seconds')).toBe(true);
 });
 
 test('they count what happened, twice scraped alike', async () => {

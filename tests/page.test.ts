@@ -8,6 +8,8 @@ import pkg from '../package.json' with { type: 'json' };
 import type { RelayOptions } from '../src/config.ts';
 import { createApp } from '../src/http.ts';
 import { createRelayServer } from '../src/index.ts';
+import { startPrivateRelay } from './private-relay.ts';
+import { freePort } from './support.ts';
 
 setDefaultTimeout(30_000);
 
@@ -125,7 +127,8 @@ describe('GET /', () => {
       expect(policy).toContain(`'sha256-${hash}'`);
     }
     expect(text).not.toMatch(/<[^>]+\s(?:style|on[a-z]+)=/);
-    expect(text).not.toMatch(/(?:src|href)="https?:/);
+    // Nothing is loaded from elsewhere; what leads elsewhere are links.
+    expect(text).not.toMatch(/<(?!a )[^>]+(?:src|href)="https?:/);
   });
 
   test.each([
@@ -228,6 +231,9 @@ async function rawGet(url: string, host: string): Promise<string> {
   return answer.promise;
 }
 
+const nginx = Bun.which('nginx', { PATH: `${process.env['PATH']}:/usr/sbin` });
+if (!nginx) console.warn('SKIPPED: no page under a prefix is tested, since there is no nginx');
+
 const executablePath = Bun.which('chromium') ?? Bun.which('chromium-browser');
 if (!executablePath) console.warn('page: not tested in a browser, since there is no chromium');
 
@@ -273,46 +279,61 @@ describe.skipIf(!executablePath)('in Chromium', () => {
     return { page, complaints };
   }
 
+  /** Runs the check, without the wait at its end. */
   const verdict = async (page: Page): Promise<string> => {
+    const skip = page.getByRole('button', { name: 'Skip' });
+    await page.locator('#verdict:not(:empty)').or(skip).first().waitFor();
+    if (await skip.isVisible()) await skip.click();
     await page.locator('#verdict:not(:empty)').waitFor();
     return page.locator('#verdict').innerText();
   };
 
   test('load, click, all steps green', async () => {
     const { page, complaints } = await open();
-    expect(await page.locator('#address').innerText()).toBe(`${url.replace('http', 'ws')}ws`);
+    expect(await page.locator('.relay').first().innerText()).toBe(`${url.replace('http', 'ws')}ws`);
     await page.getByRole('button', { name: 'Run the check' }).click();
     expect(await verdict(page)).toStartWith('All well: a device gets through from here');
     const steps = page.locator('#steps li');
-    expect(await steps.count()).toBe(10);
-    expect(await page.locator('#steps li.ok').count()).toBe(10);
+    expect(await steps.count()).toBe(12);
+    expect(await page.locator('#steps li.ok').count()).toBe(12);
     for (const time of await steps.locator('time').allInnerTexts())
       expect(time).toMatch(/^[\d.]+ ms$/);
     expect(await steps.first().innerText()).toContain('ok, no sessions');
     await page.getByRole('button', { name: 'Run it again' }).click();
-    await page.getByRole('button', { name: 'Run it again' }).waitFor();
     expect(await verdict(page)).toStartWith('All well');
+    await page.getByRole('button', { name: 'Run it again' }).waitFor();
     expect(complaints).toEqual([]);
     await page.context().close();
   });
 
   test('by keyboard alone', async () => {
     const { page } = await open({ permissions: ['clipboard-read', 'clipboard-write'] });
-    const focused = () => page.evaluate('document.activeElement.id');
+    const focused = () => page.evaluate('document.activeElement.textContent');
+    const websocket = `${url.replace('http', 'ws')}ws`;
     await page.keyboard.press('Tab');
-    expect(await focused()).toBe('copy');
-    await page.keyboard.press('Space');
-    await page.getByRole('button', { name: 'Copied' }).waitFor();
-    expect(await page.evaluate('navigator.clipboard.readText()')).toBe(
-      `${url.replace('http', 'ws')}ws`,
-    );
+    expect(await focused()).toBe('amesh');
+    for (const command of ['', 'amesh listen --relay ', 'amesh invite 482916 --relay ']) {
+      await page.keyboard.press('Tab');
+      await page.keyboard.press('Space');
+      await page.getByRole('button', { name: 'Copied' }).waitFor();
+      expect(await page.evaluate('navigator.clipboard.readText()')).toBe(command + websocket);
+      await page.getByRole('button', { name: 'Copied' }).waitFor({ state: 'detached' });
+    }
     await page.keyboard.press('Tab');
-    expect(await focused()).toBe('run');
+    await page.keyboard.press('Tab');
+    expect(await focused()).toBe('Run the check');
     const outline = 'getComputedStyle(document.activeElement).outlineStyle';
     expect(await page.evaluate(outline)).toBe('solid');
     await page.keyboard.press('Enter');
     expect(await verdict(page)).toStartWith('All well');
-    expect(await focused()).toBe('run');
+    expect(await focused()).toBe('Run it again');
+    await page.keyboard.press('Tab');
+    await page.keyboard.press('Space');
+    await page.getByRole('button', { name: 'Copied' }).waitFor();
+    const report = await page.evaluate<string>('navigator.clipboard.readText()');
+    expect(report).toStartWith(`${websocket}, checked by a browser, `);
+    expect(report).toContain('ok      Verdict before goodbye (');
+    expect(report).toEndWith('All well: a device gets through from here.\n');
     await page.context().close();
   });
 
@@ -322,6 +343,139 @@ describe.skipIf(!executablePath)('in Chromium', () => {
     expect(await verdict(page)).toBe('A device would not get through from here.');
     expect(await page.locator('#steps li.failed').innerText()).toContain('AMESH_MAX_FRAME_BYTES');
     await page.context().close();
+  });
+
+  test('a relay that was stopped is not called up', async () => {
+    const relay = await createRelayServer({ port: 0, host: '127.0.0.1', logLevel: 'silent' });
+    const { port } = await relay.start();
+    const { page } = await open({}, `http://127.0.0.1:${port}/`);
+    expect(await page.locator('.state.ok').innerText()).toBe('Up, no sessions');
+    await relay.stop();
+    await page.locator('#run').click();
+    expect(await verdict(page)).toBe('A device would not get through from here.');
+    expect(await page.locator('.state:not(.ok)').innerText()).toBe('Does not answer');
+    const said = await page.locator('#steps').innerText();
+    expect(said).toContain('the relay does not answer any more');
+    expect(said).not.toContain('Error');
+    await page.context().close();
+  });
+
+  test.each([
+    ['as a plain request', 'proxy_set_header Upgrade', true, () => undefined],
+    ['under another host', 'AMESH_ALLOWED_ORIGINS=http://127.0.0.1:', false, () => undefined],
+    [
+      'not at all',
+      'A proxy answers, and it does not reach the relay',
+      true,
+      () => new Response('', { status: 502 }),
+    ],
+    ['elsewhere', 'A WebSocket follows no redirect.', true, () => Response.redirect('/login', 302)],
+  ])(
+    'no WebSocket opens, as it is passed on %s: as much help as from the command',
+    async (_, help, keepsHost, answerSocket) => {
+      const server = Bun.serve({
+        port: 0,
+        hostname: '127.0.0.1',
+        fetch: async (request) => {
+          const { pathname } = new URL(request.url);
+          if (pathname !== '/') {
+            return (pathname === '/ws' && answerSocket()) || fetch(url + pathname.slice(1));
+          }
+          const { accept = '', host = '' } = Object.fromEntries(request.headers);
+          return fetch(url, { headers: { accept, ...(keepsHost && { host }) } });
+        },
+      });
+      cleanUps.push(() => server.stop(true));
+      const { page } = await open({}, `http://127.0.0.1:${server.port}/`);
+      await page.locator('#run').click();
+      expect(await verdict(page)).toBe('A device would not get through from here.');
+      expect(await page.locator('#steps li.failed').innerText()).toContain(help);
+      await page.context().close();
+    },
+  );
+
+  test('a private relay: asks for the token, pairs with it, shows it nowhere', async () => {
+    const token = 'a-token-for-the-page_01234';
+    const door = startPrivateRelay(`${url.replace('http', 'ws')}ws`, token);
+    cleanUps.push(door.stop);
+    const { page, complaints } = await open(
+      { permissions: ['clipboard-read', 'clipboard-write'] },
+      door.url.replace('ws:', 'http:').replace(/ws$/, ''),
+    );
+    const give = async (text: string): Promise<void> => {
+      await page.getByLabel('Your access token').fill(text);
+      await page.keyboard.press('Enter');
+      await page.locator('#run').click();
+    };
+    await page.locator('#run').click();
+    expect(await verdict(page)).toBe('This relay is private: give it your access token first.');
+    await give('no-such-token-0123456');
+    await page.locator('#steps li.failed').waitFor();
+    expect(await page.locator('#steps li.failed').innerText()).toContain('does not know this');
+    complaints.length = 0;
+    await give(token);
+    await page.getByRole('button', { name: 'Skip' }).click();
+    await page.locator('#verdict.ok').waitFor();
+    const address = `${door.url}?token=`;
+    expect(await page.locator('.relay').first().innerText()).toBe(`${address}••••••`);
+    expect(await page.locator('html').innerHTML()).not.toContain(token);
+    await page.getByRole('button', { name: 'Copy' }).nth(1).click();
+    await page.getByRole('button', { name: 'Copied' }).waitFor();
+    expect(await page.evaluate('navigator.clipboard.readText()')).toBe(
+      `amesh listen --relay '${address}${token}'`,
+    );
+    expect(page.url()).not.toContain(token);
+    const stored = 'localStorage.length + sessionStorage.length + document.cookie.length';
+    expect(await page.evaluate(stored)).toBe(0);
+    expect(complaints).toEqual([]);
+    await page.context().close();
+  });
+
+  test.skipIf(!nginx)('under a prefix, behind a proxy that forwards no port', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'relay-prefix-'));
+    const port = freePort();
+    const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi']
+      .map((kind) => `${kind}_temp_path ${folder}/${kind};`)
+      .join(' ');
+    await Bun.write(
+      join(folder, 'nginx.conf'),
+      `daemon off; pid ${folder}/pid; error_log stderr; events {}
+      http {
+        access_log off; ${temporary}
+        server {
+          listen 127.0.0.1:${port};
+          location /relay {
+            proxy_pass ${url};
+            proxy_http_version 1.1;
+            proxy_set_header Host $host;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection "upgrade";
+          }
+        }
+      }`,
+    );
+    const proxy = Bun.spawn([nginx as string, '-c', join(folder, 'nginx.conf')]);
+    cleanUps.push(async () => {
+      proxy.kill();
+      await proxy.exited;
+      await rm(folder, { recursive: true });
+    });
+    const home = `http://127.0.0.1:${port}/relay`;
+    while (!(await fetch(home).catch(() => undefined))) {
+      if (proxy.exitCode !== null) throw new Error('nginx did not start');
+      await Bun.sleep(20);
+    }
+    for (const at of [home, `${home}/`]) {
+      const { page, complaints } = await open({}, at);
+      expect(await page.locator('.relay').first().innerText()).toBe(
+        `ws://127.0.0.1:${port}/relay/ws`,
+      );
+      await page.locator('#run').click();
+      expect(await verdict(page)).toStartWith('All well');
+      expect(await page.locator('#health').getAttribute('href')).toBe(`${home}/health`);
+      expect(complaints).toEqual([]);
+      await page.context().close();
+    }
   });
 
   test('a proxy that the relay takes for its client is a warning', async () => {

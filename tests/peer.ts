@@ -12,6 +12,7 @@ export class SilentPeer implements Peer {
   send = (): boolean => true;
   trySend = (): boolean => true;
   publish = (): boolean => true;
+  noteBacklog = (): void => {};
   subscribe = (): void => {};
   unsubscribe = (): void => {};
   close = (): void => {};

@@ -244,9 +244,8 @@ async function cluster(): Promise<{ url: string; relays: [TestRelay, TestRelay] 
 describe.skipIf(!caddy || !redisServer)('two relays behind Caddy, by turns', () => {
   test('all is well by amesh-relay check', async () => {
     const { url, relays } = await cluster();
-    const check = Bun.spawn([process.execPath, join(root, 'bin/amesh-relay.js'), 'check', url], {
-      stdout: 'pipe',
-    });
+    const command = [process.execPath, join(root, 'bin/amesh-relay.js')];
+    const check = Bun.spawn([...command, 'check', url, '--idle', '1'], { stdout: 'pipe' });
     expect(await check.stdout.text()).toContain('All well: a device gets through from here.');
     expect(await check.exited).toBe(0);
     const accepted = relays.map(({ sockets }) => sockets.stats.connectionsAccepted);

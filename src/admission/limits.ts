@@ -192,6 +192,8 @@ export class Limits {
   readonly refusedInits: Attempts;
   /** Payload bytes that a client's sockets may forward. */
   readonly bytes: Budget;
+  /** Upgrades and plain requests: at once twice as many as a client may hold sockets, then a quarter of that a second. */
+  readonly requests: Budget;
 
   constructor(config: Config) {
     this.failedCodes = new Attempts(config.maxFailedCodes);
@@ -200,6 +202,8 @@ export class Limits {
     this.watchAttempts = new Attempts(config.maxWatches);
     this.refusedInits = new Attempts(config.maxRefusedInits);
     this.bytes = new Budget(config.maxSessionBytes, config.maxBytesPerSecond);
+    const sockets = config.maxConnectionsPerClient;
+    this.requests = new Budget(sockets * 2, sockets / 4);
   }
 
   /** The number of keys in each book. */

@@ -1,17 +1,17 @@
 /** `amesh-relay check`: pairs with itself through whatever stands in between, and says step by step what it finds. */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { parseArgs, styleText } from 'node:util';
-import { ConfigError } from '../config.ts';
+import { parseArgs, stripVTControlCharacters, styleText } from 'node:util';
 import { Probe } from './probe.ts';
 import {
   checkIdle,
   checkWire,
-  type Finding,
+  durationText,
+  IDLE_SECONDS,
   type Reporter,
   type Step,
   type StepName,
   stepTitles,
-  take,
+  takeAll,
 } from './steps.ts';
 
 const DEFAULT_URL = 'ws://127.0.0.1:3001/ws';
@@ -19,6 +19,8 @@ const RETRY_MS = 1000;
 /** A relay ends a watch after five minutes. */
 const MAX_IDLE_SECONDS = 290;
 const MAX_WAIT_SECONDS = 3600;
+/** What a shell reports of a program that was stopped since nobody reads its output: 128 + SIGPIPE. */
+const OUTPUT_CUT = 141;
 
 /** @returns 0 when a device would get through from here, 1 when not. Warnings leave it 0. */
 export async function check(args: string[]): Promise<number> {
@@ -29,103 +31,107 @@ export async function check(args: string[]): Promise<number> {
       json: { type: 'boolean', default: false },
       wait: { type: 'string' },
       idle: { type: 'string' },
+      token: { type: 'string' },
     },
   });
-  if (positionals.length > 1) {
-    throw new ConfigError(`check: got ${positionals.length} URLs, expected one`);
-  }
+  if (positionals.length > 1) throw usage(`got ${positionals.length} URLs, expected one`);
   const url = readUrl(positionals[0] ?? DEFAULT_URL);
-  const wait = readSeconds('--wait', values.wait, MAX_WAIT_SECONDS);
-  const idle = readSeconds('--idle', values.idle, MAX_IDLE_SECONDS);
+  const wait = readSeconds('--wait', values.wait, 1, MAX_WAIT_SECONDS) ?? 0;
+  const idle = readSeconds('--idle', values.idle, 0, MAX_IDLE_SECONDS) ?? IDLE_SECONDS;
+  const token =
+    values.token || url.searchParams.get('token') || process.env['AMESH_ACCESS_TOKEN'] || '';
+  if (token && url.searchParams.get('token') !== token) url.searchParams.set('token', token);
 
-  const output = values.json ? new JsonOutput(url) : new HumanOutput(url, process.stdout);
-  if (wait > 0) await untilUp(url, wait, output);
-  const ok = await run(url, idle, output);
-  output.conclude(ok);
+  process.stdout.on('error', () => process.exit(OUTPUT_CUT));
+  const printable = createPrintable(token);
+  const shownUrl = printable(url.href);
+  const human = values.json ? undefined : new HumanOutput(shownUrl, process.stdout);
+  const steps: Step[] = [];
+  const reporter: Reporter = {
+    begin: (name) => human?.begin(name),
+    progress: (name, text) => human?.progress(name, text),
+    end: (step) => {
+      const shown = printable(step);
+      steps.push(shown);
+      human?.end(shown);
+    },
+  };
+  if (wait > 0) await untilUp(url, wait, (left) => human?.waiting(left));
+  const ok =
+    (await takeAll(reporter, new Probe(url).steps())) &&
+    (await checkWire(url.href, reporter)) &&
+    (idle === 0 || (await checkIdle(url.href, idle, reporter)));
+  if (human) human.conclude(ok);
+  else process.stdout.write(`${JSON.stringify({ url: shownUrl, ok, steps }, null, 2)}\n`);
   return ok ? 0 : 1;
 }
 
-async function run(url: URL, idle: number, output: Reporter): Promise<boolean> {
-  for (const [name, work] of foundations(new Probe(url))) {
-    if (!(await take(output, name, work))) return false;
-  }
-  if (!(await checkWire(url.href, output))) return false;
-  return idle === 0 || checkIdle(url.href, idle, output);
-}
-
-function foundations(probe: Probe): [StepName, () => Promise<Finding>][] {
-  return [
-    ['name', () => probe.resolve()],
-    ['connect', () => probe.connect()],
-    ...(probe.url.protocol === 'wss:'
-      ? ([['tls', () => probe.certificate()]] satisfies [StepName, () => Promise<Finding>][])
-      : []),
-    ['health', () => probe.health()],
-    ['upgrade', () => probe.upgrade()],
-    ['address', () => probe.address()],
-  ];
-}
-
 /** Waits for a relay that is still coming up: until a WebSocket opens, or the time is over. */
-async function untilUp(url: URL, seconds: number, output: Output): Promise<void> {
+async function untilUp(
+  url: URL,
+  seconds: number,
+  onWaiting: (secondsLeft: number) => void,
+): Promise<void> {
   const deadline = performance.now() + seconds * 1000;
   const silent: Reporter = { begin: () => {}, end: () => {} };
-  for (;;) {
-    let up = true;
-    for (const [name, work] of foundations(new Probe(url))) up &&= await take(silent, name, work);
+  while (!(await takeAll(silent, new Probe(url).steps()))) {
     const left = deadline - performance.now();
-    if (up || left <= 0) return;
-    output.waiting(Math.ceil(left / 1000));
+    if (left <= 0) return;
+    onWaiting(Math.ceil(left / 1000));
     await sleep(Math.min(RETRY_MS, left));
   }
 }
 
 function readUrl(text: string): URL {
   const url = URL.parse(text);
-  if (url && /^wss?:$/.test(url.protocol) && !url.username && !url.hash) return url;
+  if (url && /^wss?:$/.test(url.protocol) && !url.username && !url.password && !url.hash) {
+    return url;
+  }
   const meant = /^https?:$/.test(url?.protocol ?? '')
     ? `${url?.protocol.replace('http', 'ws')}//${url?.host}/ws`
     : 'wss://relay.example.com/ws';
-  throw new ConfigError(
-    `check: got ${JSON.stringify(text)}, expected a WebSocket URL such as ${meant}`,
-  );
+  // A password, an access token: what stands where secrets are kept is not repeated.
+  const shown = text.replace(/\/\/[^/]*@/, '//…@').replace(/[?#].*/s, '?…');
+  throw usage(`got ${JSON.stringify(shown)}, expected a WebSocket URL such as ${meant}`);
 }
 
-function readSeconds(flag: string, text: string | undefined, max: number): number {
-  if (text === undefined) return 0;
-  const seconds = /^\d{1,4}$/.test(text) ? Number(text) : 0;
-  if (seconds >= 1 && seconds <= max) return seconds;
-  throw new ConfigError(
-    `${flag}: got ${JSON.stringify(text)}, expected whole seconds from 1 to ${max}`,
-  );
+function readSeconds(
+  flag: string,
+  text: string | undefined,
+  min: number,
+  max: number,
+): number | undefined {
+  if (text === undefined) return undefined;
+  const seconds = /^\d{1,4}$/.test(text) ? Number(text) : -1;
+  if (seconds >= min && seconds <= max) return seconds;
+  throw usage(`${flag}: got ${JSON.stringify(text)}, expected whole seconds from ${min} to ${max}`);
 }
 
-interface Output extends Reporter {
-  waiting: (secondsLeft: number) => void;
-  conclude: (ok: boolean) => void;
-}
+/** Wrong usage, as the command line tells it. */
+const usage = (message: string): Error =>
+  Object.assign(new Error(`check: ${message}`), { code: 'ERR_RELAY_CONFIG' });
 
-/** One document, when all is done. */
-class JsonOutput implements Output {
-  readonly #url: URL;
-  readonly #steps: Step[] = [];
+/** No text from a server fills the screen. */
+const MAX_TEXT = 500;
+/** Control characters, and what else a terminal or a reader may take for more than text. */
+const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/gu;
 
-  constructor(url: URL) {
-    this.#url = url;
-  }
-
-  begin(): void {}
-
-  waiting(): void {}
-
-  end(step: Step): void {
-    this.#steps.push(step);
-  }
-
-  conclude(ok: boolean): void {
-    const document = { url: this.#url.href, ok, steps: this.#steps };
-    process.stdout.write(`${JSON.stringify(document, null, 2)}\n`);
-  }
+/**
+ * @returns A function through which everything goes that is shown. In every text of a value, it takes out what a terminal
+ *   would obey, since it may come from a hostile server, and the access token.
+ */
+function createPrintable(token: string): <T>(value: T) => T {
+  const secrets = token.length < 4 ? [] : [token, encodeURIComponent(token)];
+  const clean = (text: string): string => {
+    let shown = stripVTControlCharacters(text).replaceAll(UNPRINTABLE, '');
+    shown = shown.replaceAll(/([?&]token=)[^&#\s]*/g, '$1…');
+    for (const secret of secrets) shown = shown.replaceAll(secret, '…');
+    return shown.length > MAX_TEXT ? `${shown.slice(0, MAX_TEXT)}…` : shown;
+  };
+  return (value) =>
+    JSON.parse(JSON.stringify(value), (_key, part: unknown) =>
+      typeof part === 'string' ? clean(part) : part,
+    );
 }
 
 const TITLE_WIDTH = Math.max(...Object.values(stepTitles).map((title) => title.length));
@@ -134,36 +140,43 @@ const MAX_WIDTH = 100;
 const MARKS = { ok: ['✓', 'green'], warning: ['!', 'yellow'], failed: ['✗', 'red'] } as const;
 
 /** A line for each step as it ends; at a terminal also while it runs, and in colour. */
-class HumanOutput implements Output {
+class HumanOutput implements Reporter {
   readonly #out: NodeJS.WriteStream;
   readonly #isTerminal: boolean;
   #warnings = 0;
+  #saidProgress = false;
 
-  constructor(url: URL, out: NodeJS.WriteStream) {
+  constructor(url: string, out: NodeJS.WriteStream) {
     this.#out = out;
     this.#isTerminal = Boolean(out.isTTY);
-    this.#line(`Checking ${this.#style('bold', url.href)} from here\n`);
+    this.#line(`Checking ${this.#style('bold', url)} from here\n`);
   }
 
   waiting(secondsLeft: number): void {
-    if (this.#isTerminal)
-      this.#replace(this.#style('dim', `  … not up yet, ${secondsLeft} s left`));
+    this.#passing(`not up yet, ${secondsLeft} s left`);
   }
 
   begin(name: StepName): void {
-    if (this.#isTerminal) this.#replace(this.#style('dim', `  … ${stepTitles[name]}`));
+    this.#passing(stepTitles[name]);
+  }
+
+  progress(name: StepName, text: string): void {
+    const whole = `${stepTitles[name]}: ${text} (--idle 0 leaves it out)`;
+    if (!this.#isTerminal && !this.#saidProgress) this.#line(`…       ${whole}`);
+    this.#saidProgress = true;
+    this.#passing(whole);
   }
 
   end({ name, status, ms, found, means, change }: Step): void {
     if (status === 'warning') this.#warnings += 1;
     const [sign, colour] = MARKS[status];
     const mark = this.#isTerminal ? this.#style(colour, `  ${sign}`) : status.padEnd(7);
-    const time = this.#style('dim', `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`.padStart(9));
+    const time = this.#style('dim', durationText(ms).padStart(9));
     if (this.#isTerminal) this.#replace('');
     this.#line(`${mark} ${stepTitles[name].padEnd(TITLE_WIDTH)} ${time}  ${found}`);
     if (means && change) {
-      this.#line(this.#wrap(means));
-      this.#line(this.#wrap(`→ ${change}`));
+      this.#paragraph(means);
+      this.#paragraph(`→ ${change}`);
     }
   }
 
@@ -176,7 +189,7 @@ class HumanOutput implements Output {
   }
 
   #style(style: 'bold' | 'dim' | 'red' | 'green' | 'yellow', text: string): string {
-    return this.#isTerminal && !process.env.NO_COLOR
+    return this.#isTerminal && !process.env['NO_COLOR']
       ? styleText(style, text, { validateStream: false })
       : text;
   }
@@ -185,20 +198,17 @@ class HumanOutput implements Output {
     this.#out.write(`${text}\n`);
   }
 
+  /** A line that the next one replaces. */
+  #passing(text: string): void {
+    if (this.#isTerminal) this.#replace(this.#style('dim', `  … ${text}`));
+  }
+
   #replace(text: string): void {
     this.#out.write(`\r\u001b[K${text}`);
   }
 
-  /** Breaks a text at the terminal's edge, and in any case where it would be hard to read. */
-  #wrap(text: string): string {
-    const width = Math.min(this.#out.columns || MAX_WIDTH, MAX_WIDTH);
-    const lines: string[] = [];
-    for (const word of text.split(' ')) {
-      const line = lines.at(-1);
-      if (line !== undefined && line.length + 1 + word.length < width - INDENT.length) {
-        lines[lines.length - 1] = `${line} ${word}`;
-      } else lines.push(word);
-    }
-    return lines.map((line) => INDENT + line).join('\n');
+  #paragraph(text: string): void {
+    const width = Math.min(this.#out.columns || MAX_WIDTH, MAX_WIDTH) - INDENT.length;
+    this.#line(INDENT + Bun.wrapAnsi(text, width).replaceAll('\n', `\n${INDENT}`));
   }
 }

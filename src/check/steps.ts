@@ -1,6 +1,6 @@
 /**
- * What a check does over the wire, one step after another, each with its time. It needs the client library alone, so
- * that the command and a browser do the very same.
+ * What a check does over the WebSocket, step by step. It needs the client library alone, so the command and the page do
+ * the same.
  */
 import {
   announce,
@@ -12,6 +12,7 @@ import {
   type RelayErrorCode,
   watch,
 } from '../client/client.ts';
+import { Problem, type ProblemCode, problemOf } from './problems.ts';
 
 /** One thing that was looked at. */
 export interface Step {
@@ -31,7 +32,7 @@ export interface Step {
   facts?: Record<string, unknown>;
 }
 
-/** Every step with the words a person reads, in the order they come; the first six are the command's alone. */
+/** The title of each step, for people. The page has no `name`, `connect` and `tls`, since a browser tells it nothing of them. */
 export const stepTitles = {
   name: 'Name resolved',
   connect: 'Connected',
@@ -43,8 +44,8 @@ export const stepTitles = {
   peer: 'Peer found',
   roundtrips: '50 round trips of 1 KiB',
   large: 'A frame of 60 KB',
-  verdict: 'Verdict before goodbye',
   disconnect: 'Disconnect noticed',
+  verdict: 'Verdict before goodbye',
   bootstrap: 'Bootstrap by token',
   instances: 'Every pairing meets',
   idle: 'Quiet socket kept',
@@ -52,169 +53,125 @@ export const stepTitles = {
 
 export type StepName = keyof typeof stepTitles;
 
-/** What can be wrong, as `problem` in a step. */
-export type ProblemCode =
-  | 'name_unknown'
-  | 'refused'
-  | 'no_route'
-  | 'no_answer'
-  | 'not_everywhere'
-  | 'tls_expired'
-  | 'tls_expires_soon'
-  | 'tls_wrong_name'
-  | 'tls_untrusted'
-  | 'tls_missing'
-  | 'tls_needed'
-  | 'draining'
-  | 'redis_lost'
-  | 'bad_gateway'
-  | 'health_hidden'
-  | 'wrong_path'
-  | 'not_a_relay'
-  | 'redirected'
-  | 'forbidden'
-  | 'upgrade_swallowed'
-  | 'proxy_not_trusted'
-  | 'wrong_hop'
-  | 'address_forgeable'
-  | 'rate_limited'
-  | 'full'
-  | 'frame_limit'
-  | 'instances_apart'
-  | 'order_lost'
-  | 'idle_cut'
-  | 'cut'
-  | 'wire_error';
-
-/** A step that went wrong, or might have: what it is called, what was found, what it means, what to change. */
-export class Problem extends Error {
-  constructor(
-    readonly code: ProblemCode,
-    readonly found: string,
-    readonly means: string,
-    readonly change: string,
-  ) {
-    super(found);
-  }
-}
-
-/** What a step that went well has to say, perhaps with a warning. */
+/** What a step that did not fail has found. */
 export interface Finding {
-  found: string;
+  /** A line; or a problem that is no more than a warning. */
+  found: string | Problem;
   facts?: Record<string, unknown>;
-  warning?: Problem;
 }
 
+/** Is told of each step as it begins and ends. */
 export interface Reporter {
   begin: (name: StepName) => void;
+  /** How far a step is that takes many seconds. */
+  progress?: (name: StepName, text: string) => void;
   end: (step: Step) => void;
 }
+
+export type Work = () => Promise<Finding>;
 
 /**
  * Does one step and reports it.
  * @returns Whether it went well enough to go on.
  */
-export async function take(
-  reporter: Reporter,
-  name: StepName,
-  work: () => Promise<Finding>,
-): Promise<boolean> {
+export async function take(reporter: Reporter, name: StepName, work: Work): Promise<boolean> {
   reporter.begin(name);
   const start = performance.now();
-  const ms = (): number => Math.round((performance.now() - start) * 10) / 10;
-  try {
-    const { found, facts, warning } = await work();
-    reporter.end({
-      name,
-      status: warning ? 'warning' : 'ok',
-      ms: ms(),
-      found,
-      ...(warning && { problem: warning.code, means: warning.means, change: warning.change }),
-      ...(facts && { facts }),
-    });
+  const finding: Finding | { failure: Problem } = await work().catch((error: unknown) => ({
+    failure: problemOf(error),
+  }));
+  const ms = round(performance.now() - start);
+  const result = 'failure' in finding ? finding.failure : finding.found;
+  const facts = 'facts' in finding && { facts: finding.facts };
+  if (typeof result === 'string') {
+    reporter.end({ name, status: 'ok', ms, found: result, ...facts });
     return true;
-  } catch (error) {
-    const { code, found, means, change } = error instanceof Problem ? error : explain(error);
-    reporter.end({ name, status: 'failed', ms: ms(), found, problem: code, means, change });
-    return false;
   }
+  const { code, found, means, change } = result;
+  const status = 'failure' in finding ? 'failed' : 'warning';
+  reporter.end({ name, status, ms, found, problem: code, means, change, ...facts });
+  return status === 'warning';
 }
 
-const STEP_TIMEOUT_MS = 10_000;
+/** Does one step after another until one fails. @returns Whether none failed. */
+export async function takeAll(
+  reporter: Reporter,
+  steps: (readonly [StepName, Work])[],
+): Promise<boolean> {
+  for (const [name, work] of steps) if (!(await take(reporter, name, work))) return false;
+  return true;
+}
+
+/** How long the relay may take for one answer. */
+const timeoutMs = 10_000;
 const ROUND_TRIPS = 50;
+const SMALL_PAYLOAD = 'x'.repeat(1024);
 const LARGE_PAYLOAD = 'x'.repeat(60_000);
-/** Pairings that a whole check makes, each over two fresh connections. */
-const PAIRINGS = 10;
+/**
+ * Pairings of a whole check, each over two new connections. A relay takes 60 codes a minute from one client, so twelve
+ * checks fit into a minute. Of two instances that do not know each other, chosen at random, these and the bootstrap
+ * leave one check in 64 unaware; chosen by turns, none.
+ */
+const PAIRINGS = 5;
 /** A relay takes five failed codes a minute from one client; a check stops well before. */
 const MAX_MISSES = 3;
+/** How long the check leaves a socket quiet unless told otherwise, in seconds: longer than a device waits with its code. */
+export const IDLE_SECONDS = 35;
 
-/**
- * Every step that the wire alone allows, until one fails.
- * @returns Whether all went well.
- */
+/** Every step that the WebSocket alone allows, until one fails. @returns Whether none failed. */
 export async function checkWire(url: string, reporter: Reporter): Promise<boolean> {
   const pairings = new Pairings(url);
-  let opened: Opened | undefined;
+  let opened!: Opened;
   let pair: Pair | undefined;
-  const steps: [StepName, () => Promise<Finding>][] = [
-    ['code', async () => ((opened = await pairings.open()), { found: 'the relay listens for it' })],
-    [
-      'peer',
-      async () => ((pair = await pairings.join(opened as Opened)), { found: 'both sides know' }),
-    ],
-    ['roundtrips', () => roundTrips(pair as Pair)],
-    ['large', () => largeFrame(pair as Pair)],
-    ['disconnect', () => disconnect(pair as Pair)],
-    ['verdict', () => verdict(pairings)],
-    ['bootstrap', () => bootstrap(url)],
-    ['instances', () => pairings.repeat()],
-  ];
   try {
-    for (const [name, work] of steps) if (!(await take(reporter, name, work))) return false;
-    return true;
+    return await takeAll(reporter, [
+      ['code', async () => ((opened = await pairings.open()), { found: 'the relay takes it' })],
+      ['peer', async () => ((pair = await pairings.join(opened)), { found: 'both sides know' })],
+      ['roundtrips', () => roundTrips(pair as Pair)],
+      ['large', () => largeFrame(pair as Pair)],
+      ['disconnect', () => disconnect(pair as Pair)],
+      ['verdict', () => verdict(pairings)],
+      ['bootstrap', unlessLimited(() => bootstrap(url))],
+      ['instances', unlessLimited(() => pairings.repeat())],
+    ]);
   } finally {
-    opened?.stop.abort();
-    void pair?.target.close();
-    void pair?.controller.close();
+    if (pair) void finish(pair);
   }
 }
 
 /**
- * Watches a token id on a socket that says nothing for a while, and sees whether it still hears of it then.
- * @param seconds At most 290: a watch lasts five minutes.
+ * Watches a token id on a socket over which no message goes for a while, and sees whether it still hears of it then.
+ * @param seconds At most 290, since a watch lasts five minutes.
+ * @param skip Ends the waiting early; then the step says how long it waited.
  */
-export function checkIdle(url: string, seconds: number, reporter: Reporter): Promise<boolean> {
-  return take(reporter, 'idle', async () => {
-    const start = performance.now();
-    const jti = newJti();
-    const watching = Promise.withResolvers<void>();
-    const watched = watch(url, jti, { onWaiting: watching.resolve });
-    await Promise.race([watching.promise, watched]);
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const quiet = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, seconds * 1000);
-    });
-    try {
-      await Promise.race([quiet, watched]);
-      const announced = announce(url, introduction(jti), { timeoutMs: STEP_TIMEOUT_MS });
-      announced.catch(() => {});
-      const device = await Promise.race([watched, announced.then(() => watched)]);
-      await device.acknowledge({ publicKey: 'check', controllerSig: 'check' });
-      await announced;
-    } catch (error) {
-      if (!(error instanceof RelayError)) throw error;
-      const after = Math.round((performance.now() - start) / 1000);
-      throw new Problem(
-        'idle_cut',
-        `cut after ${after} s of silence (${error.code})`,
-        'Something between here and the relay ends connections on which nothing was said for a while: a device that waits is thrown out. The relay pings each socket, but the pings came too seldom or did not count.',
-        'Raise the idle or read timeout of the proxy or load balancer, in nginx proxy_read_timeout and proxy_send_timeout, to 300 s or more.',
-      );
-    } finally {
-      clearTimeout(timer);
-    }
-    return { found: `still there after ${seconds} s` };
+export function checkIdle(
+  url: string,
+  seconds: number,
+  reporter: Reporter,
+  skip?: AbortSignal,
+): Promise<boolean> {
+  const start = performance.now();
+  const waited = (): number => Math.round((performance.now() - start) / 1000);
+  const skipped = new Promise<void>((resolve) => {
+    skip?.addEventListener('abort', () => resolve());
   });
+  const beQuiet = async (met: Promise<unknown>): Promise<void> => {
+    for (let left = seconds; left > 0 && !skip?.aborted; left -= 1) {
+      reporter.progress?.('idle', `${left} s left`);
+      await Promise.race([sleep(1000), met, skipped]);
+    }
+  };
+  const work = async (): Promise<Finding> => {
+    try {
+      await meetByToken(url, beQuiet);
+    } catch (error) {
+      if (!(error instanceof RelayError) || isError(error, 'rate_limited')) throw error;
+      throw new Problem('idle_cut', `cut after ${waited()} s without a message (${error.code})`);
+    }
+    const found = `${skip?.aborted ? 'skipped, ' : ''}still there after ${waited()} s`;
+    return { found, facts: { idleSeconds: waited() } };
+  };
+  return take(reporter, 'idle', unlessLimited(work));
 }
 
 interface Pair {
@@ -224,11 +181,13 @@ interface Pair {
 
 interface Opened {
   code: string;
-  listening: Promise<Channel>;
+  /** Comes with the controller. */
+  met: Promise<Channel>;
+  /** Ends the waiting. */
   stop: AbortController;
 }
 
-/** Makes pairs, each over two fresh connections, and counts those that did not find each other. */
+/** Makes pairs, each over two new connections, and counts those that did not find each other. */
 class Pairings {
   readonly #url: string;
   #made = 0;
@@ -238,125 +197,103 @@ class Pairings {
     this.#url = url;
   }
 
+  /** Waits with a code. On a busy relay a code may be somebody’s; then another one is tried. */
   async open(): Promise<Opened> {
     for (let attempt = 1; ; attempt += 1) {
       const code = generateCode();
       const stop = new AbortController();
-      const waiting = Promise.withResolvers<void>();
-      const listening = listen(this.#url, code, {
-        timeoutMs: STEP_TIMEOUT_MS,
-        signal: stop.signal,
-        onWaiting: waiting.resolve,
-      });
       try {
-        await Promise.race([waiting.promise, listening]);
-        return { code, listening, stop };
+        const { met } = await started((onWaiting) =>
+          listen(this.#url, code, { timeoutMs, signal: stop.signal, onWaiting }),
+        );
+        return { code, met, stop };
       } catch (error) {
-        // On a busy relay a code may be somebody's.
-        const isTaken = error instanceof RelayError && error.code === 'otc_in_use';
-        if (!isTaken || attempt === MAX_MISSES) throw error;
+        if (!isError(error, 'otc_in_use') || attempt === MAX_MISSES) throw error;
       }
     }
   }
 
-  /** Joins what was opened; where it is not found, tries with fresh pairs, since the next may meet. */
-  async join(opened: Opened): Promise<Pair> {
-    let { code, listening, stop } = opened;
-    for (;;) {
-      this.#made += 1;
-      try {
-        const controller = await connect(this.#url, code, { timeoutMs: STEP_TIMEOUT_MS });
-        return { target: await listening, controller };
-      } catch (error) {
-        stop.abort();
-        await listening.catch(() => {});
-        if (!(error instanceof RelayError && error.code === 'otc_not_found')) throw error;
-        this.#missed += 1;
-        if (this.#missed === MAX_MISSES) throw this.#apart();
-        ({ code, listening, stop } = await this.open());
-      }
+  /** Joins what was opened. Where it is not found, it tries with new pairs, since the next ones may meet. */
+  async join({ code, met, stop }: Opened): Promise<Pair> {
+    this.#made += 1;
+    try {
+      const controller = await connect(this.#url, code, { timeoutMs });
+      return { target: await met, controller };
+    } catch (error) {
+      stop.abort();
+      if (!isError(error, 'otc_not_found')) throw error;
+      this.#missed += 1;
+      if (this.#missed === MAX_MISSES) throw this.#apart();
+      return this.join(await this.open());
     }
   }
 
   async repeat(): Promise<Finding> {
     while (this.#missed === 0 && this.#made < PAIRINGS) {
-      const { target, controller } = await this.join(await this.open());
-      await Promise.all([target.close(), controller.close()]);
+      const pair = await this.join(await this.open());
+      await exchange(pair.controller, pair.target, 'check');
+      await exchange(pair.target, pair.controller, 'check');
+      await finish(pair);
     }
     if (this.#missed > 0) throw this.#apart();
-    return {
-      found: `${this.#made} of ${this.#made}, each over two new connections`,
-      facts: { pairings: this.#made },
-    };
+    const found = `${this.#made} of ${this.#made}, each over two new connections`;
+    return { found, facts: { pairings: this.#made } };
   }
 
   #apart(): Problem {
-    return new Problem(
-      'instances_apart',
-      `in ${this.#missed} of ${this.#made} pairings the code was unknown a moment after it was taken`,
-      'Several instances answer at this address, and they do not know each other: a device that waits on one is not found by a device that reaches another.',
-      'Run one instance, or give them all the same REDIS_URL.',
-    );
+    const found = `in ${this.#missed} of ${this.#made} pairings the code was unknown a moment after it was taken`;
+    return new Problem('instances_apart', found);
   }
 }
 
 async function roundTrips({ target, controller }: Pair): Promise<Finding> {
-  const payload = 'x'.repeat(1024);
   const times: number[] = [];
-  for (let round = 0; round < ROUND_TRIPS; round += 1) {
+  for (let trip = 0; trip < ROUND_TRIPS; trip += 1) {
     const start = performance.now();
-    controller.send(payload);
-    target.send(await target.receive({ timeoutMs: STEP_TIMEOUT_MS }));
-    sameOrProblem(await controller.receive({ timeoutMs: STEP_TIMEOUT_MS }), payload);
+    await exchange(controller, target, SMALL_PAYLOAD);
+    await exchange(target, controller, SMALL_PAYLOAD);
     times.push(performance.now() - start);
   }
   times.sort((a, b) => a - b);
   const percentile = (p: number): number =>
-    Math.round((times[Math.ceil((p / 100) * times.length) - 1] as number) * 10) / 10;
-  const [p50, p99] = [percentile(50), percentile(99)];
-  return { found: `p50 ${p50} ms, p99 ${p99} ms`, facts: { p50Ms: p50, p99Ms: p99 } };
+    round(times[Math.ceil((p / 100) * times.length) - 1] as number);
+  const [p50Ms, p99Ms] = [percentile(50), percentile(99)];
+  return { found: `p50 ${p50Ms} ms, p99 ${p99Ms} ms`, facts: { p50Ms, p99Ms } };
 }
 
 async function largeFrame({ target, controller }: Pair): Promise<Finding> {
   try {
-    controller.send(LARGE_PAYLOAD);
-    sameOrProblem(await target.receive({ timeoutMs: STEP_TIMEOUT_MS }), LARGE_PAYLOAD);
+    await exchange(controller, target, LARGE_PAYLOAD);
   } catch (error) {
     if (!(error instanceof RelayError)) throw error;
-    throw new Problem(
-      'frame_limit',
-      `a frame of 60 KB did not arrive (${error.code})`,
-      'The protocol allows frames of up to 64 KiB, and something takes only smaller ones.',
-      'Unset AMESH_MAX_FRAME_BYTES, and raise the limit on WebSocket messages of the proxy or firewall in between.',
-    );
+    throw new Problem('frame_limit', `a frame of 60 KB did not arrive (${error.code})`);
   }
   return { found: 'arrived whole' };
 }
 
-/** The relay is to tell a peer that the other is gone, at once. */
+/** The relay is to tell a device at once that the other is gone. */
 async function disconnect({ target, controller }: Pair): Promise<Finding> {
   const start = performance.now();
   const leaving = controller.close();
   await endOf(target);
-  const ms = Math.round((performance.now() - start) * 10) / 10;
+  const noticedMs = round(performance.now() - start);
   await leaving;
-  return { found: `after ${ms} ms`, facts: { noticedMs: ms } };
+  return { found: `after ${noticedMs} ms`, facts: { noticedMs } };
 }
 
 /** The deployed target sends its verdict and closes in the same breath. */
 async function verdict(pairings: Pairings): Promise<Finding> {
   const { target, controller } = await pairings.join(await pairings.open());
+  await exchange(controller, target, 'check');
   target.send('verdict');
   const leaving = target.close();
   try {
-    sameOrProblem(await controller.receive({ timeoutMs: STEP_TIMEOUT_MS }), 'verdict');
+    sameOrProblem(await controller.receive({ timeoutMs }), 'verdict');
   } catch (error) {
     if (!(error instanceof RelayError)) throw error;
     throw new Problem(
       'order_lost',
       `the other side heard of the goodbye, and not what was said before (${error.code})`,
-      'A device that sends its verdict and leaves is not heard: pairing will fail in the last step.',
-      'Something between here and the relay drops data when a connection closes; look at the proxy or firewall there.',
     );
   }
   await endOf(controller);
@@ -365,104 +302,99 @@ async function verdict(pairings: Pairings): Promise<Finding> {
 }
 
 async function bootstrap(url: string): Promise<Finding> {
-  const jti = newJti();
-  const timeoutMs = STEP_TIMEOUT_MS;
-  const stop = new AbortController();
-  const watching = Promise.withResolvers<void>();
-  const watched = watch(url, jti, {
-    timeoutMs,
-    signal: stop.signal,
-    onWaiting: watching.resolve,
-  });
-  await Promise.race([watching.promise, watched]);
-  const announced = announce(url, introduction(jti), { timeoutMs });
   try {
-    const device = await Promise.race([watched, announced.then(() => watched)]);
-    await device.acknowledge({ publicKey: 'check', controllerSig: 'check' }, { timeoutMs });
-    const { controllerPubKey } = await announced;
-    sameOrProblem(controllerPubKey, 'check');
+    await meetByToken(url);
   } catch (error) {
-    stop.abort();
-    await Promise.allSettled([watched, announced]);
-    if (!(error instanceof RelayError && error.code === 'no_watcher')) throw error;
-    throw new Problem(
-      'instances_apart',
-      'the token was unknown a moment after its watch began',
-      'Several instances answer at this address, and they do not know each other: a device that boots on one is not seen by a controller that watches on another.',
-      'Run one instance, or give them all the same REDIS_URL.',
-    );
+    if (!isError(error, 'no_watcher')) throw error;
+    throw new Problem('instances_apart', 'the token was unknown a moment after its watch began');
   }
   return { found: 'watched, announced, acknowledged' };
+}
+
+/**
+ * Watches a token id, announces a device under it over another connection, and answers the device.
+ * @param meanwhile What happens while the watch waits. Its argument settles early where the watch ends early.
+ */
+async function meetByToken(
+  url: string,
+  meanwhile?: (met: Promise<unknown>) => Promise<void>,
+): Promise<void> {
+  const jti = `check_${crypto.randomUUID()}`;
+  const stop = new AbortController();
+  try {
+    const { met } = await started((onWaiting) =>
+      watch(url, jti, { signal: stop.signal, onWaiting }),
+    );
+    await meanwhile?.(met);
+    const announced = announce(url, { jti, token: 'check', targetPubKey: 'check' }, { timeoutMs });
+    announced.catch(() => {});
+    const device = await Promise.race([met, announced.then(() => met)]);
+    await device.acknowledge({ publicKey: 'check', controllerSig: 'check' }, { timeoutMs });
+    sameOrProblem((await announced).controllerPubKey, 'check');
+  } catch (error) {
+    stop.abort();
+    throw error;
+  }
+}
+
+/**
+ * Starts to wait for another device.
+ * @returns As soon as the relay has taken the code or the token id: `met`, which comes with the other device.
+ */
+async function started<T>(
+  start: (onWaiting: () => void) => Promise<T>,
+): Promise<{ met: Promise<T> }> {
+  const taken = Promise.withResolvers<void>();
+  const met = start(taken.resolve);
+  met.catch(() => {});
+  const late = sleep(timeoutMs).then(() => {
+    throw new RelayError('timeout', `${timeoutMs} ms`);
+  });
+  await Promise.race([taken.promise, met, late]);
+  return { met };
+}
+
+async function exchange(from: Channel, to: Channel, payload: string): Promise<void> {
+  from.send(payload);
+  sameOrProblem(await to.receive({ timeoutMs }), payload);
+}
+
+/** Ends a pairing as devices do that are through with it. */
+async function finish({ target, controller }: Pair): Promise<void> {
+  await Promise.all([target.done(), controller.done()]);
 }
 
 /** Waits until a channel ends because the other side left. */
 async function endOf(channel: Channel): Promise<void> {
   try {
-    await channel.receive({ timeoutMs: STEP_TIMEOUT_MS });
+    await channel.receive({ timeoutMs });
   } catch (error) {
-    if (error instanceof RelayError && error.code === 'peer_disconnected') return;
-    throw error;
+    if (!isError(error, 'peer_disconnected')) throw error;
   }
 }
 
+/** Where a limit on this client is used up, a step is left out with a warning: that is no fault of the relay. */
+function unlessLimited(work: Work): Work {
+  return () =>
+    work().catch((error: unknown) => {
+      if (!isError(error, 'rate_limited')) throw error;
+      return { found: new Problem('rate_limited', `left out: ${(error as Error).message}`) };
+    });
+}
+
 function sameOrProblem(got: string, sent: string): void {
-  if (got === sent) return;
-  throw new Problem(
-    'wire_error',
-    'what arrived is not what was sent',
-    'Something between here and the relay changes what it carries.',
-    'Let the proxy or firewall in between pass WebSocket frames through as they are.',
-  );
+  if (got !== sent) throw new Problem('changed', 'what arrived is not what was sent');
 }
 
-const newJti = (): string => `check_${crypto.randomUUID()}`;
+const isError = (error: unknown, code: RelayErrorCode): boolean =>
+  error instanceof RelayError && error.code === code;
 
-const introduction = (jti: string) => ({ jti, token: 'check', targetPubKey: 'check' });
-
-/** What an error of the client library means to somebody who runs a relay. */
-function explain(error: unknown): Problem {
-  if (!(error instanceof RelayError)) throw error;
-  const [code, means, change] = explanations[error.code] ?? [
-    'wire_error',
-    'The relay, or something in front of it, did not behave as the protocol says.',
-    'Check that this address leads to an amesh relay of this version, and look at its log.',
-  ];
-  return new Problem(code, error.message, means, change);
+/** How long a step took, for people. */
+export function durationText(ms: number): string {
+  if (ms >= 10_000) return `${Math.round(ms / 1000)} s`;
+  return ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`;
 }
 
-const full: [ProblemCode, string, string] = [
-  'full',
-  'The relay answers, and has as much to do as it may.',
-  'Look at its sessions and connections; raise AMESH_MAX_CONNECTIONS, AMESH_MAX_CONNECTIONS_PER_CLIENT or AMESH_MAX_SESSIONS if they are meant to be there.',
-];
-const leaving: [ProblemCode, string, string] = [
-  'draining',
-  'This instance is about to stop and takes nobody new.',
-  'If a deploy is under way, check again when it is through (--wait 60).',
-];
-const cut: [ProblemCode, string, string] = [
-  'cut',
-  'Something between here and the relay ended the connection, or let nothing through.',
-  'Look at the timeouts, limits and log of the proxy or firewall in between.',
-];
+const round = (ms: number): number => Math.round(ms * 10) / 10;
 
-const explanations: { [C in RelayErrorCode]?: [ProblemCode, string, string] } = {
-  rate_limited: [
-    'rate_limited',
-    'Too many codes were wrong, or too many tokens watched, from your address in the last minute. If that was not you, the relay takes others for you: behind a proxy, that is AMESH_TRUST_PROXY not set.',
-    'Wait a minute and check again; set AMESH_TRUST_PROXY if there is a proxy.',
-  ],
-  relay_capacity: full,
-  relay_overloaded: full,
-  too_many_connections: full,
-  relay_draining: leaving,
-  relay_shutting_down: leaving,
-  relay_unavailable: [
-    'redis_lost',
-    'This instance cannot reach the Redis that it shares with the others.',
-    'Look at the Redis, at REDIS_URL, and at the network between them.',
-  ],
-  connection_lost: cut,
-  timeout: cut,
-  unreachable: cut,
-};
+const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));

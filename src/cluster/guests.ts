@@ -53,6 +53,7 @@ class Guest implements Peer {
   publish(): boolean {
     return false;
   }
+  noteBacklog(): void {}
   subscribe(): void {}
   unsubscribe(): void {}
 }

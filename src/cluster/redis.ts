@@ -1,4 +1,5 @@
 /** The two connections to Redis: one for scripts, one that hears what other instances say. */
+import { isIP } from 'node:net';
 import { Redis as Client } from 'ioredis';
 import type { RedisUrl } from './redis-url.ts';
 import { type Script, sources, TIMELESS } from './scripts.ts';
@@ -54,7 +55,8 @@ export class RedisConnections implements Redis {
       db: url.database,
       ...(url.username && { username: url.username }),
       ...(url.password && { password: url.password }),
-      ...(url.isTls && { tls: { servername: url.host } }),
+      // A name for the certificate; TLS knows none for an address.
+      ...(url.isTls && { tls: isIP(url.host) ? {} : { servername: url.host } }),
       protocol: 2 as const,
       disableClientInfo: true,
       // A command that could not be sent at once is not sent at all.
@@ -120,6 +122,14 @@ export class RedisConnections implements Redis {
     } catch (error) {
       throw this.#lost(error as Error);
     }
+  }
+
+  /** Redis' limit of memory in bytes, 0 for none, and what it does at the limit. */
+  async memory(): Promise<{ limit: number; policy: string }> {
+    const info = await this.#commands.info('memory');
+    const field = (name: string): string =>
+      new RegExp(`^${name}:(.*)\\r?$`, 'm').exec(info)?.[1] ?? '';
+    return { limit: Number(field('maxmemory')), policy: field('maxmemory_policy').trim() };
   }
 
   reconnect(): void {

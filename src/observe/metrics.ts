@@ -1,7 +1,9 @@
 /** Prometheus' view of the relay, on a port of its own. Loaded only where METRICS_PORT is set. */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
+import { version } from '../../package.json' with { type: 'json' };
 import type { Sockets } from '../socket.ts';
+import { maxDescriptors, openDescriptors } from './descriptors.ts';
 
 /** From a code typed at once to one typed in its last second; a session's stage lasts at most 300 s. */
 const WAIT_BUCKETS_SECONDS = [0.1, 0.5, 1, 2, 5, 10, 15, 20, 30, 60, 120, 300];
@@ -113,24 +115,37 @@ export function createRegistry(sockets: Sockets): Registry {
   );
   gauge('amesh_relay_resident_memory_bytes', 'Resident set size.', () => process.memoryUsage.rss());
 
+  gauge('amesh_relay_redis_up', '1 while the Redis of many instances is in reach.', () =>
+    Number(sockets.cluster?.isUp ?? false),
+  );
+  gauge('amesh_relay_open_fds', 'File descriptors that the process has open.', openDescriptors);
+  gauge('amesh_relay_max_fds', 'File descriptors that it may have open.', maxDescriptors);
+  const build = new Gauge({
+    name: 'amesh_relay_build_info',
+    help: 'Always 1, with the version.',
+    registers,
+    labelNames: ['version'],
+  });
+  build.set({ version }, 1);
+
   const delay = monitorEventLoopDelay({ resolution: 10 });
   delay.enable();
-  void new Gauge({
-    name: 'amesh_relay_event_loop_delay_seconds',
-    help: 'Event-loop delay since the last scrape, by quantile.',
-    registers,
-    labelNames: ['quantile'],
-    collect() {
-      for (const [quantile, nanoseconds] of [
-        ['0.5', delay.percentile(50)],
-        ['0.99', delay.percentile(99)],
-        ['1', delay.max],
-      ] as const) {
-        this.set({ quantile }, nanoseconds / 1e9);
+  let sinceLast = { p50: 0, p99: 0, max: 0 };
+  const delays = {
+    p50: 'Event-loop delay since the last scrape, median.',
+    p99: 'Event-loop delay since the last scrape, 99th percentile.',
+    max: 'Event-loop delay since the last scrape, the longest.',
+  };
+  for (const [which, help] of Object.entries(delays) as [keyof typeof delays, string][]) {
+    gauge(`amesh_relay_event_loop_delay_${which}_seconds`, help, () => {
+      // The first of the three that a scrape reads takes the figures for all.
+      if (which === 'p50') {
+        sinceLast = { p50: delay.percentile(50), p99: delay.percentile(99), max: delay.max };
+        delay.reset();
       }
-      delay.reset();
-    },
-  });
+      return sinceLast[which] / 1e9;
+    });
+  }
 
   const waited = new Histogram({
     name: 'amesh_relay_listen_to_peer_found_seconds',

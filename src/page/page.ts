@@ -3,6 +3,9 @@ import type { Context } from 'hono';
 import { html, raw } from 'hono/html';
 import { PROXY_HEADERS } from '../admission/client-address.ts';
 
+/** Where amesh itself lives. */
+const AMESH = 'https://github.com/ameshdev/amesh';
+
 /** What the page shows of the relay and of the caller. */
 interface Facts {
   version: string;
@@ -10,6 +13,8 @@ interface Facts {
   websocket: string;
   /** The address that the relay sees the caller under, and whether it comes from the TCP connection or a header. */
   client: { address: string; source: string };
+  /** Whether the relay lets in only those who have an access token. Default false. */
+  private?: boolean;
 }
 
 interface Health {
@@ -36,11 +41,12 @@ const STATES = {
 let assets: Promise<{ style: Asset; script: Asset }> | undefined;
 
 export async function servePage(c: Context, facts: Facts, health: Health): Promise<Response> {
-  const { style, script } = await (assets ??= buildAssets());
-  const host = new URL(facts.websocket).host;
+  const { style, script } = await loadAssets();
+  // With any port, since a proxy may pass the Host header on without it. Some browsers do not count ws: as 'self'.
+  const host = new URL(facts.websocket).hostname;
   c.header(
     'content-security-policy',
-    `default-src 'none'; script-src '${script.hash}'; style-src '${style.hash}'; img-src data:; connect-src 'self' ws://${host} wss://${host}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'`,
+    `default-src 'none'; script-src '${script.hash}'; style-src '${style.hash}'; img-src data:; connect-src 'self' ws://${host}:* wss://${host}:*; base-uri 'none'; form-action 'none'; frame-ancestors 'none'`,
   );
   c.header('referrer-policy', 'no-referrer');
   c.header('cross-origin-opener-policy', 'same-origin');
@@ -50,9 +56,9 @@ export async function servePage(c: Context, facts: Facts, health: Health): Promi
   return c.html(page(facts, health, isProxyMistaken, style.text, script.text));
 }
 
-/** Style and script go in whole: one blank more, and they are not what the policy allows. */
+/** Style and script go in unchanged: with one more space they would not have the hash that the policy allows. */
 function page(
-  { version, websocket, client }: Facts,
+  { version, websocket, client, private: isPrivate }: Facts,
   { status, sessions }: Health,
   isProxyMistaken: boolean,
   style: string,
@@ -80,45 +86,66 @@ function page(
           </header>
           <p class="lead">
             Two devices meet here by a six-digit code, pass each other a few encrypted messages, and
-            are forgotten. No accounts, and nothing of what they say is kept.
+            are forgotten. No accounts, and nothing of what they say is kept. It is a part of
+            <a href="${AMESH}">amesh</a>, which gives devices identities in place of API keys.
           </p>
 
           <section aria-labelledby="use">
             <h2 id="use">Pair over this relay</h2>
+            ${
+              isPrivate &&
+              html`<p>
+                  This relay is private: devices need an access token, which you get from whoever
+                  runs it. It goes into the address, as <code>?token=…</code>
+                </p>
+                <form id="door" hidden>
+                  <label for="token">Your access token</label>
+                  <div class="line">
+                    <input
+                      id="token"
+                      type="password"
+                      autocomplete="off"
+                      autocapitalize="none"
+                      spellcheck="false"
+                    />
+                    <button class="quiet">Use it</button>
+                  </div>
+                  <p class="soft">
+                    It stays in this tab, until you close or reload it. In a command, other users of
+                    your machine can read it; from the variable <code>AMESH_RELAY_URL</code>, which
+                    takes the same address, they can't.
+                  </p>
+                </form>`
+            }
             <p class="soft">Its address, the same for both devices:</p>
-            <div class="address">
-              <code id="address">${websocket}</code>
-              <button class="quiet" id="copy" type="button" hidden>Copy</button>
-            </div>
-            <dl>
-              <dt>On the device to be paired, which shows a code</dt>
-              <dd>
-                <code>amesh listen --relay <span class="relay">${websocket}</span></code>
-              </dd>
-              <dt>On yours, with that code</dt>
-              <dd>
-                <code>amesh invite 482916 --relay <span class="relay">${websocket}</span></code>
-              </dd>
-            </dl>
+            ${copyable(websocket)}
+            <p class="soft">On the device to be paired, which shows a code:</p>
+            ${copyable(websocket, 'amesh listen --relay ')}
+            <p class="soft">On yours, with that code:</p>
+            ${copyable(websocket, 'amesh invite 482916 --relay ')}
+            <p class="soft">
+              Where the command comes from: <a href="${AMESH}">${AMESH.slice(8)}</a>
+            </p>
           </section>
 
           <section aria-labelledby="check">
             <h2 id="check">Does it work from here?</h2>
             <p class="soft">
               Your browser opens two connections and pairs with itself, so that you see what a
-              device on your network would see.
+              device on your network would see. Most of it takes a second; then it waits, to see
+              whether a quiet connection is kept.
             </p>
             <div class="run">
               <button id="run" type="button" hidden>Run the check</button>
+              <button class="quiet" id="copy-report" type="button" hidden>Copy the report</button>
               <p id="verdict" role="status"></p>
             </div>
-            <noscript>
-              <p>
-                This needs JavaScript. Without it, in a terminal:
-                <code>bunx @authmesh/relay check ${websocket}</code>
-              </p>
-            </noscript>
             <ol id="steps" aria-label="Steps of the check"></ol>
+            <p class="soft terminal">
+              From another machine, in a terminal with <a href="https://bun.com">Bun</a>; it sees
+              more than a browser may:
+            </p>
+            ${copyable(websocket, 'bunx @authmesh/relay check ')}
           </section>
 
           <section aria-labelledby="you">
@@ -138,20 +165,36 @@ function page(
           </section>
         </main>
         <footer>
-          @authmesh/relay ${version}. For machines: <a href="health">health</a>, and this page as
-          JSON.
+          @authmesh/relay ${version}, a relay for <a href="${AMESH}">amesh</a>. For machines:
+          <a id="health" href="health">health</a>, and this page as JSON.
         </footer>
-        <p class="unseen" id="copied" role="status"></p>
+        <p class="unseen" id="told" role="status"></p>
         ${raw(`<script type="module">${script}</script>`)}
       </body>
     </html>`;
 }
+
+/** The relay's address, or a command with it, and a button that copies it. The script puts the true address in. */
+const copyable = (websocket: string, command = '') =>
+  html`<div class="line">
+    <code class="copyable">${command}<span class="relay">${websocket}</span></code>
+    <button class="quiet copy" type="button" hidden>Copy</button>
+  </div>`;
 
 const origin = (source: string): string =>
   source === 'peer' ? 'since your connection comes from there' : `as the header ${source} says`;
 
 const count = (sessions: number): string =>
   sessions === 0 ? 'no sessions' : sessions === 1 ? '1 session' : `${sessions} sessions`;
+
+/** Builds style and script once. What failed (no file descriptor was left, say) is tried again with the next request. */
+function loadAssets(): Promise<{ style: Asset; script: Asset }> {
+  assets ??= buildAssets().catch((error: unknown) => {
+    assets = undefined;
+    throw error;
+  });
+  return assets;
+}
 
 async function buildAssets(): Promise<{ style: Asset; script: Asset }> {
   // @ts-expect-error -- TypeScript knows text imports of .txt alone

@@ -1,57 +1,111 @@
-/** What runs in the page: the relay's address as this browser knows it, a copy button, and the check. */
+/** What runs in the page: the relay's address as this browser knows it, the access token, the copy buttons, the check. */
 import {
+  type Answer,
+  factsOf,
+  healthOf,
+  isRelaysNotFound,
+  refusalOf,
+  saysOf,
+} from '../check/http-answers.ts';
+import { Problem } from '../check/problems.ts';
+import {
+  checkIdle,
   checkWire,
+  durationText,
   type Finding,
-  Problem,
+  IDLE_SECONDS,
   type Reporter,
   type Step,
   stepTitles,
-  take,
+  takeAll,
 } from '../check/steps.ts';
+
+const TIMEOUT_MS = 10_000;
 
 const element = (id: string): HTMLElement => document.getElementById(id) as HTMLElement;
 
-const websocket = new URL('ws', location.href);
-websocket.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
-websocket.search = websocket.hash = '';
+// The page is what the relay answers at its /, so whatever this browser sees before that is a prefix that a proxy added.
+const base = new URL(location.pathname.replace(/\/*$/, '/'), location.origin);
+(element('health') as HTMLAnchorElement).href = new URL('health', base).href;
+
+/** In memory alone, so that it is gone with the tab. */
+let token = '';
+const tokenInput = document.getElementById('token') as HTMLInputElement | null;
+
+/** The WebSocket's URL, with the token where there is one. */
+function websocket(): URL {
+  const url = new URL('ws', base);
+  url.protocol = url.protocol.replace('http', 'ws');
+  if (token) url.searchParams.set('token', token);
+  return url;
+}
+
+/** Puts dots in the place of the token: for what is shown, not for what is copied. */
+const masked = (text: string): string =>
+  token ? text.replaceAll(websocket().search, '?token=••••••').replaceAll(token, '••••••') : text;
 
 // Behind a proxy the relay may know neither its name nor that there is TLS; the browser does.
-for (const shown of [element('address'), ...document.querySelectorAll('.relay')]) {
-  shown.textContent = websocket.href;
-}
-
-const copy = element('copy');
-copy.hidden = false;
-copy.addEventListener('click', () => {
-  copyText(websocket.href, element('address')).then(
-    () => told('Copied'),
-    () => told('Selected: copy it by hand'),
-  );
-});
-
-function told(text: string): void {
-  copy.textContent = text;
-  element('copied').textContent = text;
-  setTimeout(() => {
-    copy.textContent = 'Copy';
-    element('copied').textContent = '';
-  }, 2500);
-}
-
-/** Without TLS a browser has no clipboard to offer; then the text is selected at least. */
-async function copyText(text: string, shown: Element): Promise<void> {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch (error) {
-    getSelection()?.selectAllChildren(shown);
-    throw error;
+function showAddress(): void {
+  for (const shown of document.querySelectorAll('.relay')) {
+    const isInCommand = shown.previousSibling !== null;
+    const quote = isInCommand && token ? "'" : '';
+    shown.textContent = quote + masked(websocket().href) + quote;
   }
+}
+showAddress();
+
+for (const [index, button] of document.querySelectorAll<HTMLElement>('button.copy').entries()) {
+  const code = button.previousElementSibling as HTMLElement;
+  code.id = `copied-${index}`;
+  button.setAttribute('aria-describedby', code.id);
+  copies(button, () => code.innerText.replace(masked(websocket().href), websocket().href), code);
+}
+
+const door = document.getElementById('door');
+if (door) {
+  door.hidden = false;
+  door.addEventListener('submit', (event) => {
+    event.preventDefault();
+    token = tokenInput?.value.trim() ?? '';
+    showAddress();
+    element('told').textContent = token ? 'The token is in use' : 'No token is in use';
+  });
+}
+
+/** Makes a button copy a text. Without TLS a browser has no clipboard to offer; then what is shown is selected. */
+function copies(button: HTMLElement, text: () => string, shown: Element): void {
+  const label = button.textContent;
+  const told = (words: string): void => {
+    button.textContent = words;
+    element('told').textContent = words;
+    setTimeout(() => {
+      button.textContent = label;
+      element('told').textContent = '';
+    }, 2500);
+  };
+  button.hidden = false;
+  button.addEventListener('click', () => {
+    Promise.resolve()
+      .then(() => navigator.clipboard.writeText(text()))
+      .then(
+        () => told('Copied'),
+        () => {
+          getSelection()?.selectAllChildren(shown);
+          told('Selected');
+        },
+      );
+  });
 }
 
 const button = element('run');
 button.hidden = false;
 button.addEventListener('click', () => {
   if (button.getAttribute('aria-disabled') === 'true') return;
+  if (tokenInput && !token) {
+    conclude('failed', 'This relay is private: give it your access token first.');
+    tokenInput.focus();
+    return;
+  }
   button.setAttribute('aria-disabled', 'true');
   button.textContent = 'Checking…';
   void check().finally(() => {
@@ -60,19 +114,29 @@ button.addEventListener('click', () => {
   });
 });
 
+/** The report of the last check as a text, such as the command prints. */
+let report = '';
+copies(element('copy-report'), () => report, element('steps'));
+element('copy-report').hidden = true;
+
 async function check(): Promise<void> {
   const list = new StepList();
+  element('copy-report').hidden = true;
   conclude('', '');
-  const start = performance.now();
   const ok =
-    (await take(list, 'health', health)) &&
-    (await take(list, 'address', address)) &&
-    (await checkWire(websocket.href, list));
-  const seconds = ((performance.now() - start) / 1000).toFixed(1);
+    (await takeAll(list, [
+      ['health', health],
+      ['upgrade', upgrade],
+      ['address', address],
+    ])) &&
+    (await checkWire(websocket().href, list)) &&
+    (await checkIdle(websocket().href, IDLE_SECONDS, list, list.skip.signal));
   if (!ok) conclude('failed', 'A device would not get through from here.');
-  else if (list.warnings > 0)
+  else if (list.warnings > 0) {
     conclude('warning', 'A device gets through from here, with a warning.');
-  else conclude('ok', `All well: a device gets through from here (${seconds} s).`);
+  } else conclude('ok', 'All well: a device gets through from here.');
+  report = `${masked(websocket().href)}, checked by a browser, ${new Date().toISOString()}\n\n${list.text}\n${element('verdict').textContent}\n`;
+  element('copy-report').hidden = false;
 }
 
 function conclude(status: Step['status'] | '', text: string): void {
@@ -81,68 +145,107 @@ function conclude(status: Step['status'] | '', text: string): void {
   verdict.textContent = text;
 }
 
-async function ask(path: string): Promise<Record<string, unknown>> {
+/** The badge beside the title. */
+function showState(text: string, status: 'ok' | 'unavailable'): void {
+  const state = element('state');
+  state.textContent = text;
+  state.parentElement?.classList.replace(state.parentElement.classList[1] ?? '', status);
+}
+
+async function ask(url: URL): Promise<Answer> {
   try {
-    const response = await fetch(new URL(path, location.href), {
+    const response = await fetch(url, {
       headers: { accept: 'application/json' },
       cache: 'no-store',
-      signal: AbortSignal.timeout(10_000),
+      redirect: 'manual',
+      signal: AbortSignal.timeout(TIMEOUT_MS),
     });
-    return (await response.json()) as Record<string, unknown>;
+    // A browser tells a page of a redirect, and not where it leads.
+    const status = response.type === 'opaqueredirect' ? 302 : response.status;
+    const header = (name: string): string | undefined => response.headers.get(name) ?? undefined;
+    return {
+      status,
+      type: header('content-type'),
+      server: header('server'),
+      body: await response.text(),
+    };
   } catch (error) {
-    throw new Problem(
-      'no_answer',
-      String(error),
-      'The relay, or what stands in front of it, does not answer any more.',
-      'Reload this page; look whether the relay runs.',
-    );
+    showState('Does not answer', 'unavailable');
+    const isLate = error instanceof DOMException && error.name === 'TimeoutError';
+    const found = `the relay does not answer${isLate ? ` within ${TIMEOUT_MS / 1000} s` : ' any more'}`;
+    throw new Problem('no_answer', found);
   }
 }
 
 async function health(): Promise<Finding> {
-  const answer = await ask('health');
-  const status = String(answer.status);
-  const sessions = Number(answer.sessions);
-  const found = `${status}, ${sessions || 'no'} session${sessions === 1 ? '' : 's'}`;
-  if (status === 'ok') {
-    element('state').textContent = found.replace('ok', 'Up');
-    return { found };
+  const url = new URL('health', base);
+  try {
+    const finding = healthOf(await ask(url), url.pathname);
+    if (typeof finding.found === 'string') showState(finding.found.replace('ok', 'Up'), 'ok');
+    return finding;
+  } catch (error) {
+    if (error instanceof Problem && error.code !== 'no_answer') {
+      showState(error.found, 'unavailable');
+    }
+    throw error;
   }
-  if (status === 'unavailable') {
-    throw new Problem(
-      'redis_lost',
-      found,
-      'This instance cannot reach the Redis that it shares with the others.',
-      'If this is your relay, look at the Redis, at REDIS_URL, and at the network between them.',
-    );
+}
+
+async function upgrade(): Promise<Finding> {
+  const socket = new WebSocket(websocket());
+  const isOpen = await new Promise<boolean>((resolve) => {
+    socket.addEventListener('open', () => resolve(true));
+    socket.addEventListener('error', () => resolve(false));
+    setTimeout(() => resolve(false), TIMEOUT_MS);
+  });
+  socket.close();
+  if (!isOpen) throw await refusal();
+  return { found: 'it opened' };
+}
+
+/** Why no WebSocket opened. A browser does not say, so the same is asked for in plain HTTP. */
+async function refusal(): Promise<Problem> {
+  const url = websocket();
+  const sent = { path: url.pathname, origin: location.origin, hasToken: token !== '' };
+  url.protocol = location.protocol;
+  const answer = await ask(url);
+  const problem = refusalOf(answer, sent);
+  // A plain request that arrives is answered like this where all is well.
+  if (problem?.code === 'upgrade_swallowed') {
+    const host = factsOf(await ask(base))?.host;
+    const found = 'no WebSocket opened, though a plain request reaches the relay';
+    return host && host !== location.host
+      ? new Problem('origin_refused', `${found}, which takes itself for ${host}`, {
+          origin: sent.origin,
+        })
+      : new Problem('upgrade_swallowed', found);
   }
-  throw new Problem(
-    'draining',
-    found,
-    'This instance takes nobody new.',
-    'If a deploy is under way, check again in a minute.',
-  );
+  if (problem) return problem;
+  const code = isRelaysNotFound(answer) ? 'path_not_stripped' : 'not_a_relay';
+  return new Problem(code, `${saysOf(answer)} at ${sent.path}`);
 }
 
 async function address(): Promise<Finding> {
-  const { client } = (await ask('.')) as {
-    client: { address: string; source: string };
-  };
-  const source = client.source === 'peer' ? 'the connection' : client.source;
-  const found = `${client.address}, taken from ${source}`;
-  // The relay itself has seen, in what this page was asked for with, that it can't be right.
-  const doubt = document.querySelector('.doubt')?.textContent.replaceAll(/\s+/g, ' ').trim();
-  if (!doubt) return { found };
-  const change =
-    'Set AMESH_TRUST_PROXY to hops:1, or to header:NAME, as the proxy in front needs it.';
-  return { found, warning: new Problem('proxy_not_trusted', found, doubt, change) };
+  const answer = await ask(base);
+  const facts = factsOf(answer);
+  if (!facts) return { found: `the relay does not tell (${answer.status})` };
+  const source = facts.source === 'peer' ? 'the connection' : facts.source;
+  const found = `${facts.address}, taken from ${source}`;
+  // The relay has seen, in the request for this page, that this is the address of a proxy.
+  const isProxy = document.querySelector('.doubt') !== null;
+  return { found: isProxy ? new Problem('proxy_not_trusted', found) : found };
 }
 
 /** The steps as they happen, one line each. */
 class StepList implements Reporter {
   warnings = 0;
+  /** The same as a text. */
+  text = '';
+  /** Ends the waiting of the last step early. */
+  readonly skip = new AbortController();
   readonly #list = element('steps');
-  #line: HTMLLIElement | undefined;
+  #line!: HTMLLIElement;
+  #found: HTMLElement | undefined;
 
   constructor() {
     this.#list.replaceChildren();
@@ -152,20 +255,37 @@ class StepList implements Reporter {
     this.#line = document.createElement('li');
     this.#line.append(part('div', stepTitles[name]));
     this.#list.append(this.#line);
+    this.#found = undefined;
   }
 
-  end({ name, status, ms, found, means, change }: Step): void {
+  progress(_name: Step['name'], text: string): void {
+    if (!this.#found) {
+      this.#found = part('div', '', 'found');
+      const skip = part('button', 'Skip', 'quiet small');
+      skip.addEventListener('click', () => {
+        button.focus();
+        this.skip.abort();
+      });
+      this.#line.append(this.#found, skip);
+    }
+    this.#found.textContent = text;
+  }
+
+  end({ name, status, ms, found: whole, means, change }: Step): void {
     if (status === 'warning') this.warnings += 1;
+    const found = masked(whole);
     const title = part('div', stepTitles[name]);
     title.append(part('span', status === 'ok' ? ': well. ' : `: ${status}. `, 'unseen'));
-    const time = part('time', ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`);
-    this.#line?.replaceChildren(title, part('div', found, 'found'), time);
+    const duration = durationText(ms);
+    this.#line.replaceChildren(title, part('div', found, 'found'), part('time', duration));
+    this.text += `${status.padEnd(7)} ${stepTitles[name]} (${duration}): ${found}\n`;
     if (means && change) {
       const advice = part('div', '', 'advice');
       advice.append(part('p', means), part('p', `→ ${change}`));
-      this.#line?.append(advice);
+      this.#line.append(advice);
+      this.text += `        ${means}\n        → ${change}\n`;
     }
-    this.#line?.classList.add(status);
+    this.#line.classList.add(status);
   }
 }
 

@@ -157,10 +157,11 @@ export class Sessions {
 
   /** Bun's topic reaches the other side where both are sockets of this instance. */
   #tellOther(sender: Peer, session: Session, frame: string): boolean {
-    const { target, controller } = session;
-    if (sender.isLocal && controller?.isLocal) return sender.publish(session.otc, frame);
-    const other = sender === target ? controller : target;
-    return other?.trySend(frame) ?? true;
+    const other = sender === session.target ? session.controller : session.target;
+    if (!other) return true;
+    return sender.isLocal && other.isLocal
+      ? sender.publish(session.otc, frame, other)
+      : other.trySend(frame);
   }
 
   /** Ends a session that can't go on, and closes both sides. */
