@@ -1,34 +1,257 @@
 /**
- * Every setting once: its name as an option and in the environment, its default, and what it accepts. Times are seconds
- * in the environment and milliseconds (`…Ms`) as options. Without zod, which takes as long to load as all the rest.
+ * Every setting of the relay, in one schema. Its types, defaults, ranges, error messages, `--help` and the table in the
+ * README all follow from it. Times are seconds in the environment, and milliseconds as options (`…Ms`).
  */
+// The small build of zod: with the other one, the schema below would take half of the time that the relay needs to start.
+import * as z from 'zod/mini';
 import { parseProxyRule, PROXY_RULE_FORMS } from './admission/client-address.ts';
-import { LOG_LEVELS, type LogLevel } from './observe/log.ts';
-import { RedisUrl } from './cluster/redis-url.ts';
+import { REDIS_URL_FORM, RedisUrl } from './cluster/redis-url.ts';
+import { LOG_LEVELS } from './observe/log.ts';
 
-export interface Setting {
-  env: string;
-  /** What an option that is left out counts as. */
-  default: unknown;
-  /** What the relay then works with, where that is something else. */
-  inForce?: unknown;
-  /** What the relay works with, from an option's value; undefined where it is not accepted. */
-  take: (value: unknown) => unknown;
-  /** Turns the environment's text into an option's value; what it can't turn, `take` refuses. */
-  fromText: (text: string) => unknown;
-  /** What is accepted, as an error says it: after "expected". */
-  accepts: string;
-  /** The same of an option, where that differs from the environment. */
-  optionAccepts?: string;
-  /** One line for the help and the README. */
+/** What a setting's schema does not say by itself. */
+interface About {
+  /** One line for the help and the README, with Markdown. */
   help: string;
-  /** The default as a person would write it into the environment. */
+  /** What is accepted, as it follows "expected" in an error message. */
+  accepts: string;
+  /** The same for an option, if it differs from the environment variable. */
+  optionAccepts?: string;
+  /** The default as one would write it into the environment; empty if there is none. */
   shownDefault: string;
-  /** The least and the most of a number in the environment. */
+  /** The least and the most in the environment, for numbers. */
   range?: string;
-  /** Set where a value must not be repeated, not even to whom it came from. */
+  /** Turns the text of the environment into an option's value, if that is not the text itself. */
+  fromText?: (text: string) => unknown;
+  /** Set if the value must not be repeated, not even in the answer to whoever set it. */
   isSecret?: true;
 }
+
+const about = z.registry<About>();
+
+const KIB = 1024;
+const MIB = 1024 * KIB;
+const GIB = 1024 * MIB;
+
+/** A number, or the text itself, which the schema then refuses. */
+const wholeNumber = (text: string): unknown => (/^\d{1,15}$/.test(text) ? Number(text) : text);
+
+/** A whole number in a range. As `z.int()` with two checks, thirty of these would take a millisecond of a start. */
+const whole = (min: number, max: number) =>
+  z.custom<number>(
+    (value) => Number.isInteger(value) && Number(value) >= min && Number(value) <= max,
+  );
+
+function integer(normal: number, min: number, max: number, help: string) {
+  return z._default(whole(min, max), normal).register(about, {
+    help,
+    accepts: `a whole number from ${min} to ${max}`,
+    shownDefault: String(normal),
+    range: `${min} to ${max}`,
+    fromText: wholeNumber,
+  });
+}
+
+/** All numbers here are seconds; the option is in milliseconds. */
+function seconds(normal: number, min: number, max: number, help: string) {
+  return z._default(whole(min * 1000, max * 1000), normal * 1000).register(about, {
+    help: `${help} Seconds.`,
+    accepts: `whole seconds from ${min} to ${max}`,
+    optionAccepts: `whole milliseconds from ${min * 1000} to ${max * 1000}`,
+    shownDefault: String(normal),
+    range: `${min} to ${max}`,
+    fromText: (text) => {
+      const value = wholeNumber(text);
+      return typeof value === 'number' ? value * 1000 : value;
+    },
+  });
+}
+
+function flag(normal: boolean, help: string) {
+  return z._default(z.boolean(), normal).register(about, {
+    help,
+    accepts: '1, true, yes or 0, false, no',
+    optionAccepts: 'true or false',
+    shownDefault: normal ? '1' : '0',
+    fromText: (text) =>
+      /^(?:1|true|yes)$/i.test(text) ? true : /^(?:0|false|no)$/i.test(text) ? false : text,
+  });
+}
+
+/** Reads a value with a function, which returns an object, or what is wrong as a text. */
+function readBy<In, Out extends object>(read: (value: In) => Out | string) {
+  return z.transform((value: In, { issues }): Out => {
+    const found = read(value);
+    if (typeof found !== 'string') return found;
+    issues.push({ code: 'custom', params: { says: found }, input: value });
+    return z.NEVER;
+  });
+}
+
+function file(help: string) {
+  return z
+    .optional(z.string().check(z.minLength(1)))
+    .register(about, { help, accepts: 'the path of a file', shownDefault: '' });
+}
+
+/** An address without a zone, which Bun does not take, or a name. Digits and dots that are no address are no name. */
+const host = z.union([
+  z.ipv4(),
+  z.ipv6(),
+  z.hostname().check(z.refine((name) => !/(?:^|\.)\d+\.?$/.test(name))),
+]);
+const HOST_FORMS = 'an IP address or a host name of this machine';
+
+const schema = z
+  .strictObject({
+    port: integer(3001, 0, 65_535, 'TCP port to listen on; 0 takes a free one.'),
+    host: z._default(host, '0.0.0.0').register(about, {
+      help: 'Address to listen on; :: takes IPv6 too.',
+      accepts: HOST_FORMS,
+      shownDefault: '0.0.0.0',
+    }),
+    tlsCertFile: file('PEM file of the certificate chain, for TLS without a proxy.'),
+    tlsKeyFile: file('PEM file of its private key; both or neither.'),
+    trustProxy: z
+      .pipe(
+        z._default(z.union([z.string(), z.boolean()]), '0'),
+        readBy(
+          (value: string | boolean) =>
+            parseProxyRule(String(value)) ??
+            `got ${JSON.stringify(value)}, expected ${PROXY_RULE_FORMS}`,
+        ),
+      )
+      .register(about, {
+        help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
+        accepts: PROXY_RULE_FORMS,
+        shownDefault: '0',
+      }),
+    sessionTtlMs: seconds(30, 5, 300, 'How long a code waits, and how long a pairing may take.'),
+    drainMs: seconds(60, 0, 3600, 'How long a drain waits for pairings under way.'),
+    idleMs: seconds(30, 1, 3600, 'How long a socket may do nothing (close code 4002).'),
+    maxFailedCodes: integer(5, 1, 1000, 'Failed code attempts per client in any 60 s.'),
+    maxListens: integer(60, 1, 1_000_000, 'Accepted `listen` per client and minute.'),
+    maxFailedPerCode: integer(
+      5,
+      1,
+      1000,
+      'Failed attempts on one code in any 60 s, by all clients.',
+    ),
+    maxWatches: integer(10, 1, 10_000, '`bootstrap_watch` per client in any 60 s.'),
+    maxRefusedInits: integer(10, 1, 10_000, 'Refused `bootstrap_init` per client in any 60 s.'),
+    maxConnections: integer(10_000, 1, 1_000_000, 'Sockets open at once.'),
+    maxConnectionsPerClient: integer(256, 1, 1_000_000, 'Sockets open at once for one client.'),
+    maxSessions: integer(50_000, 1, 1_000_000, 'Sessions held at once.'),
+    maxBurnt: integer(1_000_000, 1, 10_000_000, 'Used token ids remembered, for 25 hours each.'),
+    maxMalformed: integer(10, 1, 1000, 'Malformed frames until a socket is closed.'),
+    maxControlFrames: integer(1000, 10, 1_000_000, 'Frames of a socket in 10 s, except data.'),
+    maxFrameBytes: integer(64 * KIB, KIB, 16 * MIB, 'Bytes of one frame.'),
+    maxSessionBytes: integer(5 * MIB, KIB, GIB, 'Payload bytes of a session, both ways together.'),
+    maxBytesPerSecond: integer(
+      MIB,
+      KIB,
+      GIB,
+      'Payload bytes of a client each second, after one session’s worth at once.',
+    ),
+    maxSessionFrames: integer(50_000, 100, 1e9, 'Frames of a session, both ways together.'),
+    maxBacklogBytes: integer(MIB, KIB, GIB, 'Bytes that may wait for a socket that does not read.'),
+    redisUrl: z
+      .optional(
+        z.pipe(
+          z.string(),
+          readBy((text: string) => RedisUrl.parse(text)),
+        ),
+      )
+      .register(about, {
+        help: 'Redis or Valkey that instances share: [docs/scaling.md](docs/scaling.md).',
+        accepts: REDIS_URL_FORM,
+        shownDefault: '',
+        isSecret: true,
+      }),
+    redisPrefix: z
+      ._default(z.string().check(z.regex(/^[\w:.{}/-]{1,64}$/)), 'amesh:')
+      .register(about, {
+        help: 'What every name in Redis begins with.',
+        accepts: '1 to 64 letters, digits or : . _ - / { }',
+        shownDefault: 'amesh:',
+      }),
+    logLevel: z._default(z.enum(LOG_LEVELS), 'info').register(about, {
+      help: '`debug`, `info`, `warn`, `error` or `silent`.',
+      accepts: LOG_LEVELS.join(', '),
+      shownDefault: 'info',
+      fromText: (text) => text.toLowerCase(),
+    }),
+    logClients: flag(false, '`1` logs each client’s address and what it was refused.'),
+    page: flag(true, '`0` turns the page at `/` off.'),
+    metricsPort: z.optional(whole(0, 65_535)).register(about, {
+      help: 'Port for Prometheus (`/metrics`).',
+      accepts: 'a whole number from 0 to 65535, or nothing for no metrics',
+      shownDefault: '',
+      fromText: wholeNumber,
+    }),
+    metricsHost: z.optional(host).register(about, {
+      help: 'Address for Prometheus; unset, `HOST`.',
+      accepts: HOST_FORMS,
+      shownDefault: '',
+    }),
+  })
+  // Settings that depend on each other. A name in braces becomes that setting's name as the user knows it.
+  .check(
+    z.superRefine((config, context) => {
+      const refuse = (name: SettingName, says: string) =>
+        context.addIssue({ code: 'custom', path: [name], params: { says } });
+      const { tlsCertFile, tlsKeyFile, port, metricsPort, host, metricsHost = host } = config;
+      if (tlsCertFile !== undefined && tlsKeyFile === undefined) {
+        refuse('tlsKeyFile', 'not set, but {tlsCertFile} is; expected both or neither');
+      }
+      if (tlsKeyFile !== undefined && tlsCertFile === undefined) {
+        refuse('tlsCertFile', 'not set, but {tlsKeyFile} is; expected both or neither');
+      }
+      if (metricsPort === port && metricsHost === host && port !== 0) {
+        refuse('metricsPort', `got ${port}, expected another port than {port} has`);
+      }
+      if (config.maxFrameBytes > config.maxBacklogBytes) {
+        refuse(
+          'maxFrameBytes',
+          `${config.maxFrameBytes} is more than {maxBacklogBytes} (${config.maxBacklogBytes}), so such a frame could reach nobody; raise the latter, or lower this one`,
+        );
+      }
+    }),
+  );
+
+export type SettingName = keyof typeof schema.shape;
+
+/** What {@link createRelayServer} takes. `amesh-relay --help` and the README say what each option is and its default. */
+export type RelayOptions = z.input<typeof schema>;
+
+/** Every setting with the value in force. */
+export type Config = Readonly<z.output<typeof schema>>;
+
+/** What is told of a setting, in the help, the README and the errors. */
+export interface Setting extends About {
+  /** Its environment variable. */
+  env: string;
+}
+
+/** These environment variables have the names that other programs give them; all others begin with `AMESH_`. */
+const COMMON_NAMES = new Set(
+  'port host tlsCertFile tlsKeyFile redisUrl logLevel metricsPort metricsHost'.split(' '),
+);
+
+function environmentName(option: string): string {
+  if (option === 'sessionTtlMs') return 'AMESH_SESSION_TTL';
+  const name = option.replace(/Ms$/, 'Seconds').replaceAll(/[A-Z]/g, '_$&').toUpperCase();
+  return COMMON_NAMES.has(option) ? name : `AMESH_${name}`;
+}
+
+const names = Object.keys(schema.shape) as SettingName[];
+
+/** What is told of each setting, by the name of its option. */
+export const settings = Object.fromEntries(
+  names.map((name) => [
+    name,
+    { env: environmentName(name), ...(about.get(schema.shape[name]) as About) },
+  ]),
+) as Record<SettingName, Setting>;
 
 /** A value that a setting does not accept. The message names the setting, what came and what is accepted. */
 export class ConfigError extends Error {
@@ -37,448 +260,103 @@ export class ConfigError extends Error {
   readonly code = 'ERR_RELAY_CONFIG';
 }
 
-const within =
-  (min: number, max: number) =>
-  (value: unknown): number | undefined =>
-    Number.isInteger(value) && (value as number) >= min && (value as number) <= max
-      ? (value as number)
-      : undefined;
-
-const wholeNumber = (text: string): unknown => (/^\d{1,15}$/.test(text) ? Number(text) : text);
-
-function integer(env: string, normal: number, min: number, max: number, help: string) {
-  return {
-    env,
-    default: normal,
-    take: within(min, max),
-    fromText: wholeNumber,
-    accepts: `a whole number from ${min} to ${max}`,
-    help,
-    shownDefault: String(normal),
-    range: `${min} to ${max}`,
-  } satisfies Setting;
+/** A setting as the user wrote it. */
+interface Given {
+  /** The name of the environment variable, the flag or the option. */
+  label: string;
+  /** What it was set to; undefined if it is not set. */
+  text?: string | undefined;
 }
 
-/** `min` and `max` are seconds; the option is in milliseconds. */
-function seconds(env: string, normal: number, min: number, max: number, help: string) {
-  return {
-    env,
-    default: normal * 1000,
-    take: within(min * 1000, max * 1000),
-    fromText: (text) => {
-      const value = wholeNumber(text);
-      return typeof value === 'number' ? value * 1000 : value;
-    },
-    accepts: `whole seconds from ${min} to ${max}`,
-    optionAccepts: `whole milliseconds from ${min * 1000} to ${max * 1000}`,
-    help: `${help} Seconds.`,
-    shownDefault: String(normal),
-    range: `${min} to ${max}`,
-  } satisfies Setting;
-}
-
-const YES = ['1', 'true', 'yes'];
-const NO = ['0', 'false', 'no'];
-
-function flag(env: string, normal: boolean, help: string) {
-  return {
-    env,
-    default: normal,
-    take: (value: unknown) => (typeof value === 'boolean' ? value : undefined),
-    fromText: (text) =>
-      YES.includes(text.toLowerCase()) ? true : NO.includes(text.toLowerCase()) ? false : text,
-    accepts: `${YES.join(', ')} or ${NO.join(', ')}`,
-    optionAccepts: 'true or false',
-    help,
-    shownDefault: normal ? '1' : '0',
-  } satisfies Setting;
-}
-
-function file(env: string, help: string) {
-  return {
-    env,
-    default: undefined as string | undefined,
-    take: (value: unknown) => (typeof value === 'string' && value ? value : undefined),
-    fromText: (text) => text,
-    accepts: 'the path of a file',
-    help,
-    shownDefault: '',
-  } satisfies Setting;
-}
-
-const IPV4 = /^(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}$/;
-
-/** As `node:net` has it, which costs a start several milliseconds; a URL can hold any IPv6 address, and knows which are. */
-function isIP(host: string): boolean {
-  if (!host.includes(':')) return IPV4.test(host);
-  return /^[\da-f:.]+$/i.test(host) && URL.canParse(`http://[${host}]`);
-}
-
-const LABEL = /^(?!-)[a-z0-9_-]{1,63}(?<!-)$/i;
-
-/** A name that a host could have: a last label of digits alone is a mistyped address. */
-function isName(host: string): boolean {
-  const labels = host.split('.');
-  return (
-    host.length <= 253 &&
-    labels.every((label) => LABEL.test(label)) &&
-    !/^\d+$/.test(labels.at(-1) as string)
-  );
-}
-
-/** An address, but for a zone, which Bun does not take, or a name. */
-const host = (value: unknown): string | undefined =>
-  typeof value === 'string' && (isIP(value) || isName(value)) ? value : undefined;
-
-/** The host as another program on this machine can reach it. */
-export function connectable(host: string): string {
-  if (host === '0.0.0.0') return '127.0.0.1';
-  if (host === '::') return '[::1]';
-  return host.includes(':') ? `[${host}]` : host;
-}
-
-export const settings = {
-  /** TCP port to listen on; 0 takes a free one. Default 3001. */
-  port: integer('PORT', 3001, 0, 65_535, 'TCP port to listen on; 0 takes a free one.'),
-
-  /** Address or host name to listen on. Default 0.0.0.0, every IPv4 interface; `::` takes IPv6 too. */
-  host: {
-    env: 'HOST',
-    default: '0.0.0.0',
-    take: host,
-    fromText: (text) => text,
-    accepts: 'an IP address or a host name of this machine',
-    help: 'Address to listen on; :: takes IPv6 too.',
-    shownDefault: '0.0.0.0',
-  } satisfies Setting,
-
-  /** File with the certificate chain in PEM, the server's own first; with `tlsKeyFile`. Default: no TLS. */
-  tlsCertFile: file('TLS_CERT_FILE', 'PEM file of the certificate chain, for TLS without a proxy.'),
-
-  /** File with the certificate's private key in PEM, without a passphrase; with `tlsCertFile`. Default: no TLS. */
-  tlsKeyFile: file('TLS_KEY_FILE', 'PEM file of its private key; both or neither.'),
-
-  /** Which address counts as the client's: see the README. Default: the TCP peer's, proxy headers ignored. */
-  trustProxy: {
-    env: 'AMESH_TRUST_PROXY',
-    default: '0' as string | boolean,
-    inForce: { by: 'peer' },
-    take: (value: unknown) =>
-      typeof value === 'string' || typeof value === 'boolean'
-        ? parseProxyRule(String(value))
-        : undefined,
-    fromText: (text) => text,
-    accepts: PROXY_RULE_FORMS,
-    help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
-    shownDefault: '0',
-  } satisfies Setting,
-
-  /** How long each stage of a session (waiting, paired) may last, in milliseconds: 5,000 to 300,000. Default 30,000. */
-  sessionTtlMs: seconds(
-    'AMESH_SESSION_TTL',
-    30,
-    5,
-    300,
-    'How long a code waits, and how long a pairing may take then.',
-  ),
-
-  /** How long a drain waits for pairings under way, in milliseconds. Default 60,000: two stages of a session. */
-  drainMs: seconds(
-    'AMESH_DRAIN_SECONDS',
-    60,
-    0,
-    3600,
-    'How long a drain waits for pairings under way.',
-  ),
-
-  /** How long a socket may hold no session, watch or unanswered init, in milliseconds. Default 30,000. */
-  idleMs: seconds(
-    'AMESH_IDLE_SECONDS',
-    30,
-    1,
-    3600,
-    'How long a socket may do nothing (close code 4002).',
-  ),
-
-  /** Failed `listen` and `connect` attempts that a client has in any 60 s. Default 5. */
-  maxFailedCodes: integer(
-    'AMESH_MAX_FAILED_CODES',
-    5,
-    1,
-    1000,
-    'Failed code attempts per client in any 60 s.',
-  ),
-
-  /** Accepted `listen`s of a client in a minute. Default 60. */
-  maxListens: integer(
-    'AMESH_MAX_LISTENS',
-    60,
-    1,
-    1_000_000,
-    'Accepted `listen` per client and minute.',
-  ),
-
-  /** Failed attempts on one code, from all clients, in any 60 s, until it is burned. Default 5. */
-  maxFailedPerCode: integer(
-    'AMESH_MAX_FAILED_PER_CODE',
-    5,
-    1,
-    1000,
-    'Failed attempts on one code in any 60 s, from all clients together.',
-  ),
-
-  /** `bootstrap_watch` frames that a client has in any 60 s. Default 10. */
-  maxWatches: integer(
-    'AMESH_MAX_WATCHES',
-    10,
-    1,
-    10_000,
-    '`bootstrap_watch` per client in any 60 s.',
-  ),
-
-  /** Refused `bootstrap_init` frames that a client has in any 60 s. Default 10. */
-  maxRefusedInits: integer(
-    'AMESH_MAX_REFUSED_INITS',
-    10,
-    1,
-    10_000,
-    'Refused `bootstrap_init` per client in any 60 s.',
-  ),
-
-  /** Sockets open at once (close code 1013). Default 10,000. */
-  maxConnections: integer('AMESH_MAX_CONNECTIONS', 10_000, 1, 1_000_000, 'Sockets open at once.'),
-
-  /** Sockets open at once for one client (close code 1013). Default 256. */
-  maxConnectionsPerClient: integer(
-    'AMESH_MAX_CONNECTIONS_PER_CLIENT',
-    256,
-    1,
-    1_000_000,
-    'Sockets open at once for one client.',
-  ),
-
-  /** Sessions held at once (`relay_capacity`). Default 50,000. */
-  maxSessions: integer('AMESH_MAX_SESSIONS', 50_000, 1, 1_000_000, 'Sessions held at once.'),
-
-  /** Token ids remembered as used, for 25 hours each (`relay_overloaded`). Default 1,000,000. */
-  maxBurnt: integer(
-    'AMESH_MAX_BURNT',
-    1_000_000,
-    1,
-    10_000_000,
-    'Used token ids remembered, for 25 hours each.',
-  ),
-
-  /** Malformed frames until a socket is closed with 1008. Default 10. */
-  maxMalformed: integer(
-    'AMESH_MAX_MALFORMED',
-    10,
-    1,
-    1000,
-    'Malformed frames until a socket is closed.',
-  ),
-
-  /** Frames other than forwarded data that a socket may send in 10 s (close code 1008). Default 1,000. */
-  maxControlFrames: integer(
-    'AMESH_MAX_CONTROL_FRAMES',
-    1000,
-    10,
-    1_000_000,
-    'Frames of a socket in 10 s, forwarded data aside.',
-  ),
-
-  /** Bytes of one frame (close code 1009). Default 65,536. */
-  maxFrameBytes: integer('AMESH_MAX_FRAME_BYTES', 65_536, 1024, 16_777_216, 'Bytes of one frame.'),
-
-  /** Payload bytes that a session may carry, both directions together (close code 4003). Default 5 MiB. */
-  maxSessionBytes: integer(
-    'AMESH_MAX_SESSION_BYTES',
-    5_242_880,
-    1024,
-    1_073_741_824,
-    'Payload bytes a session may carry, both directions together.',
-  ),
-
-  /** Payload bytes that a client may forward each second, after one session's worth at once (4003). Default 1 MiB. */
-  maxBytesPerSecond: integer(
-    'AMESH_MAX_BYTES_PER_SECOND',
-    1_048_576,
-    1024,
-    1_073_741_824,
-    'Payload bytes a client may forward each second, after one session’s worth at once.',
-  ),
-
-  /** Frames that a session may carry, both directions together (close code 4003). Default 50,000. */
-  maxSessionFrames: integer(
-    'AMESH_MAX_SESSION_FRAMES',
-    50_000,
-    100,
-    1_000_000_000,
-    'Frames a session may carry, both directions together.',
-  ),
-
-  /** Bytes that may wait for a socket that does not read (close code 4004). Default 1 MiB. */
-  maxBacklogBytes: integer(
-    'AMESH_MAX_BACKLOG_BYTES',
-    1_048_576,
-    1024,
-    1_073_741_824,
-    'Bytes that may wait for a socket that does not read.',
-  ),
-
-  /** Redis or Valkey through which instances act as one relay: see docs/scaling.md. Default: one instance. */
-  redisUrl: {
-    env: 'REDIS_URL',
-    default: undefined as string | undefined,
-    take: (value: unknown) => (typeof value === 'string' ? RedisUrl.parse(value) : undefined),
-    fromText: (text: string) => text,
-    accepts: 'redis://[user:password@]host[:port][/database], or rediss:// for TLS',
-    help: 'Redis or Valkey that instances share: [docs/scaling.md](docs/scaling.md).',
-    shownDefault: '',
-    isSecret: true,
-  } satisfies Setting,
-
-  /** What the name of every key and channel in Redis begins with. Default `amesh:`. */
-  redisPrefix: {
-    env: 'AMESH_REDIS_PREFIX',
-    default: 'amesh:',
-    take: (value: unknown) =>
-      typeof value === 'string' && /^[\w:.{}/-]{1,64}$/.test(value) ? value : undefined,
-    fromText: (text) => text,
-    accepts: '1 to 64 letters, digits or : . _ - / { }',
-    help: 'What every name in Redis begins with.',
-    shownDefault: 'amesh:',
-  } satisfies Setting,
-
-  /** `debug`, `info`, `warn`, `error` or `silent`. Default `info`. */
-  logLevel: {
-    env: 'LOG_LEVEL',
-    default: 'info' as LogLevel,
-    take: (value: unknown) => LOG_LEVELS.find((level) => level === value),
-    fromText: (text) => text.toLowerCase(),
-    accepts: LOG_LEVELS.join(', '),
-    help: '`debug`, `info`, `warn`, `error` or `silent`.',
-    shownDefault: 'info',
-  } satisfies Setting,
-
-  /** Whether the log names clients' addresses. Default false. */
-  logClients: flag(
-    'AMESH_LOG_CLIENTS',
-    false,
-    '`1` logs each client’s address and what it was refused.',
-  ),
-
-  /** Whether `GET /` answers, a browser with a page and anyone else with JSON. Default true. */
-  page: flag('AMESH_PAGE', true, '`0` turns the page at `/` off.'),
-
-  /** Port for Prometheus at `/metrics`; 0 takes a free one. Default: no metrics. */
-  metricsPort: {
-    env: 'METRICS_PORT',
-    default: undefined as number | undefined,
-    take: within(0, 65_535),
-    fromText: wholeNumber,
-    accepts: 'a whole number from 0 to 65535, or nothing for no metrics',
-    help: 'Port for Prometheus (`/metrics`).',
-    shownDefault: '',
-  } satisfies Setting,
-
-  /** Address for Prometheus. Default: `host`. */
-  metricsHost: {
-    env: 'METRICS_HOST',
-    default: undefined as string | undefined,
-    take: host,
-    fromText: (text) => text,
-    accepts: 'an IP address or a host name of this machine',
-    help: 'Address for Prometheus; unset, `HOST`.',
-    shownDefault: '',
-  } satisfies Setting,
-};
-
-type Settings = typeof settings;
-export type SettingName = keyof Settings;
-
-/** What {@link createRelayServer} takes; whatever is left out has its default. */
-export type RelayOptions = { [K in SettingName]?: Settings[K]['default'] };
-
-/** Every setting with its value in force. */
-export type Config = Readonly<{
-  [K in SettingName]:
-    | NonNullable<ReturnType<Settings[K]['take']>>
-    | (undefined extends Settings[K]['default'] ? undefined : never);
-}>;
+/** Flags of the command line, by the name of the option. */
+export type Flags = Partial<Record<SettingName, Given>>;
 
 /**
  * Checks options and fills in the defaults.
  * @throws {ConfigError} For a value that is not accepted, or an option that does not exist.
  */
 export function readOptions(options: RelayOptions): Config {
-  for (const name of Object.keys(options)) {
-    if (!Object.hasOwn(settings, name)) {
-      throw new ConfigError(
-        `${name}: there is no such option; expected one of ${Object.keys(settings).join(', ')}`,
-      );
-    }
-  }
-  return read((name) => ({ label: name, value: options[name] }));
+  return check(options, (name) => ({ label: name }));
 }
 
 /**
- * Reads the environment; `overrides` (from the command line) come first, as text, with the flag as their label.
- * An empty value counts as none.
+ * Reads the environment; flags come first. An empty value counts as none.
  * @throws {ConfigError} For a value that is not accepted.
  */
 export function readEnvironment(
   environment: Record<string, string | undefined>,
-  overrides: Partial<Record<SettingName, { label: string; text: string }>> = {},
+  flags: Flags = {},
 ): Config {
-  return read((name) => {
-    const { env, fromText } = settings[name];
-    const label = overrides[name]?.label ?? env;
-    const text = overrides[name]?.text ?? (environment[env]?.trim() || undefined);
-    return { label, value: text === undefined ? undefined : fromText(text), text };
+  const given = (name: SettingName) => givenTo(name, environment, flags);
+  const options = names.flatMap((name) => {
+    const { text } = given(name);
+    const { fromText } = settings[name];
+    return text === undefined ? [] : [[name, fromText ? fromText(text) : text]];
   });
+  return check(Object.fromEntries(options) as RelayOptions, given);
 }
 
-/** Names that look like the relay's and are not: misspelt, most likely. The amesh command line has some of its own. */
+/** The settings that are not at their default, as the user wrote them: `{ '--port': '80' }`. Without secrets. */
+export function changedSettings(
+  environment: Record<string, string | undefined>,
+  flags: Flags = {},
+): Record<string, string> {
+  const changed: Record<string, string> = {};
+  for (const name of names) {
+    const { label, text } = givenTo(name, environment, flags);
+    const { shownDefault, isSecret } = settings[name];
+    if (text === undefined || text === shownDefault) continue;
+    changed[label] = isSecret ? String(RedisUrl.parse(text)) : text;
+  }
+  return changed;
+}
+
+/** Variables that look like settings of the relay and are none: most likely misspelt. */
 export function unknownSettings(environment: Record<string, string | undefined>): string[] {
-  const names = Object.keys(environment).filter((name) => name.startsWith('AMESH_'));
-  if (names.length === 0) return names;
-  const known = new Set(Object.values(settings).map(({ env }) => env));
-  const clients = ['AMESH_RELAY_URL', 'AMESH_BOOTSTRAP_TOKEN'];
-  return names.filter((name) => !known.has(name) && !clients.includes(name));
+  // The first two belong to the amesh command line.
+  const known = ['AMESH_RELAY_URL', 'AMESH_BOOTSTRAP_TOKEN'];
+  known.push(...names.map((name) => settings[name].env));
+  return Object.keys(environment).filter(
+    (name) => name.startsWith('AMESH_') && !known.includes(name),
+  );
 }
 
-function read(
-  get: (name: SettingName) => { label: string; value: unknown; text?: string | undefined },
-): Config {
-  const config: Record<string, unknown> = {};
-  for (const name of Object.keys(settings) as SettingName[]) {
-    const setting: Setting = settings[name];
-    const { label, value, text } = get(name);
-    // A default needs no look: a start has enough to do.
-    const taken = value === undefined ? (setting.inForce ?? setting.default) : setting.take(value);
-    if (value !== undefined && taken === undefined) {
-      const got = setting.isSecret ? 'not accepted' : `got ${JSON.stringify(text ?? value)}`;
-      const accepts = (text === undefined && setting.optionAccepts) || setting.accepts;
-      throw new ConfigError(`${label}: ${got}, expected ${accepts}`);
-    }
-    config[name] = taken;
-  }
-  for (const [one, other] of [
-    ['tlsCertFile', 'tlsKeyFile'],
-    ['tlsKeyFile', 'tlsCertFile'],
-  ] as const) {
-    if (config[one] !== undefined && config[other] === undefined) {
-      throw new ConfigError(
-        `${get(other).label}: not set, but ${get(one).label} is; expected both or neither`,
-      );
-    }
-  }
-  const { port, metricsPort, host, metricsHost = host } = config as Config;
-  if (metricsPort === port && metricsHost === host && port !== 0) {
+/** The host as another program on this machine can reach it, ready for a URL. */
+export function connectable(host: string): string {
+  if (host === '0.0.0.0') return '127.0.0.1';
+  if (host === '::') return '[::1]';
+  return host.includes(':') ? `[${host}]` : host;
+}
+
+function givenTo(
+  name: SettingName,
+  environment: Record<string, string | undefined>,
+  flags: Flags,
+): Given {
+  const { env } = settings[name];
+  return flags[name] ?? { label: env, text: environment[env]?.trim() || undefined };
+}
+
+function check(options: RelayOptions, given: (name: SettingName) => Given): Config {
+  const { success, data, error } = schema.safeParse(options, { jitless: true });
+  if (success) return Object.freeze(data);
+  const [issue] = error.issues as [z.core.$ZodIssue];
+  if (issue.code === 'unrecognized_keys') {
     throw new ConfigError(
-      `${get('metricsPort').label}: got ${port}, expected another port than ${get('port').label} has`,
+      `${issue.keys[0]}: there is no such option; expected one of ${names.join(', ')}`,
     );
   }
-  return Object.freeze(config) as Config;
+  const name = issue.path[0] as SettingName;
+  const { label, text } = given(name);
+  // A message of our own says more than what is accepted.
+  const says = issue.code === 'custom' ? (issue.params?.says as string | undefined) : undefined;
+  if (says !== undefined) {
+    const named = says.replaceAll(/\{(\w+)\}/g, (_, other) => given(other as SettingName).label);
+    throw new ConfigError(`${label}: ${named}`);
+  }
+  const { isSecret, accepts, optionAccepts = accepts } = settings[name];
+  const got = isSecret ? 'not accepted' : `got ${JSON.stringify(text ?? options[name])}`;
+  throw new ConfigError(
+    `${label}: ${got}, expected ${text === undefined ? optionAccepts : accepts}`,
+  );
 }

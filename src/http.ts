@@ -2,7 +2,8 @@
 import { zValidator } from '@hono/zod-validator';
 import { type Context, Hono } from 'hono';
 import { cors } from 'hono/cors';
-import * as z from 'zod';
+import { TrieRouter } from 'hono/router/trie-router';
+import * as z from 'zod/mini';
 import { name, version } from '../package.json' with { type: 'json' };
 import type { Caller } from './admission/client-address.ts';
 
@@ -57,12 +58,12 @@ const HOST = /^(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?$/i;
 
 /** What a request needs to become a WebSocket: RFC 6455, section 4.2.1. */
 const upgradeHeaders = z.object({
-  upgrade: z.string('missing').regex(/\bwebsocket\b/i, 'must be "websocket"'),
-  connection: z.string('missing').regex(/\bupgrade\b/i, 'must be "Upgrade"'),
+  upgrade: z.string('missing').check(z.regex(/\bwebsocket\b/i, 'must be "websocket"')),
+  connection: z.string('missing').check(z.regex(/\bupgrade\b/i, 'must be "Upgrade"')),
   'sec-websocket-version': z.literal('13', 'must be "13"'),
   'sec-websocket-key': z
     .string('missing')
-    .regex(/^[A-Za-z0-9+/]{22}==$/, 'must be 16 bytes in base64'),
+    .check(z.regex(/^[A-Za-z0-9+/]{22}==$/, 'must be 16 bytes in base64')),
 });
 
 /** JSON with a line break at its end, for those who read it in a terminal. */
@@ -71,7 +72,8 @@ const json = (c: Context, value: object, status: 200 | 400 | 404 | 405 | 414 | 5
 
 /** The relay's routes. `app.fetch` takes a request and Bun's server. */
 export function createApp({ health, page, callerOf, isTls, trustsProxy }: AppOptions) {
-  const app = new Hono<Environment>({ getPath: pathOf });
+  // Hono's usual router is compiled at the first request, which would then wait a millisecond.
+  const app = new Hono<Environment>({ getPath: pathOf, router: new TrieRouter() });
 
   app.use(async (c, next) => {
     if (c.req.path.length > MAX_PATH) return json(c, { error: 'path_too_long' }, 414);

@@ -42,6 +42,7 @@ export class RelayServer implements Relay {
   #server: BunServer | undefined;
   #cluster: { leave: () => Promise<void> } | undefined;
   #metrics: { port: number; stop: () => Promise<void> } | undefined;
+  readonly #isShortOfRoom: boolean;
   #isShortOfDescriptors = false;
   #timers: NodeJS.Timeout[] = [];
   #state: 'new' | 'started' | 'stopped' = 'new';
@@ -49,11 +50,14 @@ export class RelayServer implements Relay {
   #stopped: Promise<void> | undefined;
 
   constructor(config: Config, { now = () => performance.now(), log }: Internals = {}) {
-    this.#config = config;
+    // Beyond its limit of descriptors a process can neither accept nor refuse anybody.
+    const room = Math.max(1, maxDescriptors() - SPARE_DESCRIPTORS);
+    this.#config = { ...config, maxConnections: Math.min(config.maxConnections, room) };
+    this.#isShortOfRoom = room < config.maxConnections;
     this.#now = now;
     this.#log = log ?? createLog(config.logLevel);
     this.#callers = new CallerResolver(config.trustProxy, (message) => this.#log.warn(message));
-    this.sockets = new Sockets(config, this.#log, now);
+    this.sockets = new Sockets(this.#config, this.#log, now);
   }
 
   /** The port of the metrics, where there are any. */
@@ -109,10 +113,10 @@ export class RelayServer implements Relay {
       setInterval(() => this.#sweep(), SWEEP_EVERY_MS),
       setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
     ];
-    if (maxDescriptors() < this.#config.maxConnections + SPARE_DESCRIPTORS) {
-      this.#log.warn('the limit of open files (nofile) is lower than AMESH_MAX_CONNECTIONS needs', {
-        limit: maxDescriptors(),
-        needed: this.#config.maxConnections + SPARE_DESCRIPTORS,
+    if (this.#isShortOfRoom) {
+      this.#log.warn('the limit of open files (nofile) allows fewer than AMESH_MAX_CONNECTIONS', {
+        nofile: maxDescriptors(),
+        maxConnections: this.#config.maxConnections,
       });
     }
     const bound = this.#server.port as number;

@@ -558,6 +558,37 @@ describe.skipIf(!redisServer)('Redis fails', () => {
     await pairAcross(relays[0], relays[1], '222222');
   }, 30_000);
 
+  test('what Redis itself complains of is in the log, once, and without secrets', async () => {
+    const redis = await startRedis(['--requirepass', 'hunter2']);
+    const redisUrl = redis.url.replace('//', '//:hunter2@');
+    const [relay] = (await startInstances(redis, 1, { redisUrl })) as [TestRelay];
+    const asOperator = (...command: string[]): Promise<string> =>
+      redis.command('--no-auth-warning', '-a', 'hunter2', ...command);
+    await asOperator('CONFIG', 'SET', 'requirepass', 'swordfish');
+    for (const type of ['normal', 'pubsub']) {
+      await redis.command('--no-auth-warning', '-a', 'swordfish', 'CLIENT', 'KILL', 'TYPE', type);
+    }
+    const complaints = (): string[] => relay.log.lines.filter((line) => line.includes('WRONGPASS'));
+    await until(() => complaints().length > 0, 'the complaint is logged');
+    // It is tried again and again, and logged no more often.
+    await eventually(async () => {
+      const stats = await redis.command('--no-auth-warning', '-a', 'swordfish', 'INFO', 'stats');
+      return `${Number(/total_connections_received:(\d+)/.exec(stats)?.[1]) > 12}`;
+    }, 'true');
+    expect(complaints()).toHaveLength(1);
+    await redis.command(
+      '--no-auth-warning',
+      '-a',
+      'swordfish',
+      'CONFIG',
+      'SET',
+      'requirepass',
+      'hunter2',
+    );
+    await untilReach([relay], true);
+    expect(relay.log.lines.join()).not.toMatch(/hunter2|swordfish/);
+  }, 20_000);
+
   test('what is refused while it is gone leaves nothing behind', async () => {
     const redis = await startRedis();
     const [relay] = (await startInstances(redis, 1)) as [TestRelay];
@@ -695,7 +726,7 @@ describe.skipIf(!redisServer)('an instance', () => {
   test('with TLS, a user, a password and a database number', async () => {
     const folder = (await Bun.$`mktemp -d`.text()).trim();
     afterThisTest(() => Bun.$`rm -rf ${folder}`);
-    await Bun.$`openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout ${folder}/key.pem -out ${folder}/cert.pem`.quiet();
+    await Bun.$`openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout ${folder}/key.pem -out ${folder}/cert.pem`.quiet();
     const port = freePort();
     const user = ['--user', 'relay', 'on', '>p%40ss/w:rd', '~amesh:*', '&amesh:*', '+@all'];
     await startRedis(
@@ -710,7 +741,9 @@ describe.skipIf(!redisServer)('an instance', () => {
       REDIS_URL: `rediss://relay:${secret}@localhost:${port}/3`,
       NODE_EXTRA_CA_CERTS: `${folder}/cert.pem`,
     };
-    const [a, b] = await Promise.all([startProcess(env), startProcess(env)]);
+    // By name and by address.
+    const byAddress = { ...env, REDIS_URL: env.REDIS_URL.replace('localhost', '127.0.0.1') };
+    const [a, b] = await Promise.all([startProcess(env), startProcess(byAddress)]);
     const { target, controller } = await pairAcross(a, b);
     target.send(data('over TLS'));
     await controller.expect(data('over TLS'));

@@ -1,5 +1,7 @@
 import { describe, expect, test } from 'bun:test';
+import { RedisUrl } from '../src/cluster/redis-url.ts';
 import {
+  changedSettings,
   ConfigError,
   readEnvironment,
   readOptions,
@@ -47,6 +49,8 @@ test.each([
   ['HOST', 'not a host'],
   ['HOST', '999.1.1.1'],
   ['HOST', 'http://example.com'],
+  ['HOST', '1.2.3'],
+  ['HOST', '::1%lo'],
   ['AMESH_SESSION_TTL', '4'],
   ['AMESH_SESSION_TTL', '301'],
   ['AMESH_SESSION_TTL', '30s'],
@@ -76,6 +80,11 @@ describe('options', () => {
     ],
     [{ trustProxy: 'hops:x' }, 'trustProxy: got "hops:x"'],
     [{ pot: 3001 }, 'pot: there is no such option'],
+    [{ tlsCertFile: '' }, 'tlsCertFile: got "", expected the path of a file'],
+    [{ tlsCertFile: 'a' }, 'tlsKeyFile: not set, but tlsCertFile is; expected both or neither'],
+    [{ maxFrameBytes: 2 ** 21 }, 'maxFrameBytes: 2097152 is more than maxBacklogBytes (1048576)'],
+    [{ redisUrl: 'localhost' }, 'redisUrl: not accepted, since it does not begin with redis://'],
+    [{ redisUrl: 5 }, 'redisUrl: not accepted, expected redis://'],
   ])('%p is refused', (options, message) => {
     expect(refusal(() => readOptions(options as object))).toStartWith(message);
   });
@@ -91,6 +100,67 @@ test('the metrics may share the port on another address, and where the system ch
   const elsewhere = { METRICS_PORT: '3001', METRICS_HOST: '127.0.0.1' };
   expect(readEnvironment(elsewhere).metricsPort).toBe(3001);
   expect(readEnvironment({ PORT: '0', METRICS_PORT: '0' }).metricsPort).toBe(0);
+});
+
+test.each([
+  ['redis://127.0.0.1', undefined],
+  ['rediss://user:p%23%2F%3F%40@redis.example.com:6380/3', undefined],
+  ['redis://user:p@ss@redis.example.com', undefined],
+  ['redis://[::1]:6379/0', undefined],
+  ['REDIS://redis', undefined],
+  ['"redis://redis"', 'it stands in quotes; leave them out'],
+  ['redis://:se#cret@redis', 'a character that must be encoded: # as %23'],
+  ['redis://:se/cret@redis', 'a character that must be encoded: # as %23, / as %2F'],
+  ['redis://:se?cret@redis', 'a character that must be encoded'],
+  ['redis://:se%cret@redis', 'holds a % that must be encoded: % as %25'],
+  ['redis://redis?db=1', 'it has a query'],
+  ['redis://redis/0#x', 'it has a fragment'],
+  ['redis://redis/cache', 'the number of a database'],
+  ['redis://redis:99999', 'its port is not a number from 0 to 65535'],
+  ['redis://redis:secret', 'its port is not a number'],
+  ['redis://', 'it names no host'],
+  ['redis://:secret@', 'its host is not a name or an address'],
+  ['redis-sentinel://:secret@a:26379/mymaster', 'Sentinel is not supported'],
+  ['redis+sentinel://a', 'Sentinel is not supported'],
+  ['http://:secret@redis', 'its scheme is http; write redis://'],
+  ['unix:///run/redis.sock', 'a unix socket cannot be used'],
+  ['/run/redis.sock', 'a unix socket cannot be used'],
+  ['redis:///run/redis.sock', 'a unix socket cannot be used'],
+  ['localhost:6379', 'it does not begin with redis:// or rediss://'],
+])('REDIS_URL=%s', (url, problem) => {
+  if (problem === undefined) {
+    expect(readEnvironment({ REDIS_URL: url }).redisUrl).toBeInstanceOf(RedisUrl);
+    return;
+  }
+  const message = refusal(() => readEnvironment({ REDIS_URL: url }));
+  expect(message).toStartWith('REDIS_URL: not accepted, since ');
+  expect(message).toContain(problem);
+  expect(message).toEndWith(
+    '; expected redis://[user:password@]host[:port][/database], or rediss:// for TLS',
+  );
+  expect(message).not.toMatch(/se.?cret/);
+});
+
+test('TLS to Redis names the server, unless that is an address', () => {
+  const tls = (url: string) => readEnvironment({ REDIS_URL: url }).redisUrl?.tls;
+  expect(tls('rediss://redis.example.com')).toEqual({ servername: 'redis.example.com' });
+  expect(tls('rediss://10.0.0.1')).toEqual({});
+  expect(tls('rediss://[::1]')).toEqual({});
+  expect(tls('redis://redis.example.com')).toBeUndefined();
+});
+
+test('what differs from the defaults is told as it was set, and no secret with it', () => {
+  const environment = {
+    PORT: '3001',
+    AMESH_SESSION_TTL: ' 60 ',
+    REDIS_URL: 'redis://u:secret@redis/1',
+  };
+  expect(changedSettings(environment, { port: { label: '--port', text: '80' } })).toEqual({
+    '--port': '80',
+    AMESH_SESSION_TTL: '60',
+    REDIS_URL: 'redis://redis:6379/1',
+  });
+  expect(changedSettings({})).toEqual({});
 });
 
 test("a misspelt name is found, a client's own is not", () => {

@@ -39,18 +39,6 @@ test('the README has every setting, with its default and its range', async () =>
   expect(await rowsOf('README.md', 'settings')).toEqual(normal(settingRows));
 });
 
-test('what an editor shows of an option has its default', async () => {
-  const source = await Bun.file(join(root, 'src/config.ts')).text();
-  const number = (text: string): number =>
-    Number(text.replaceAll(',', '').replace(/ MiB$/, '')) * (text.endsWith(' MiB') ? 2 ** 20 : 1);
-  for (const [name, { default: normal }] of Object.entries<Setting>(settings)) {
-    const comment = new RegExp(String.raw`/\*\* ([^\n]*) \*/\n  ${name}:`).exec(source)?.[1] ?? '';
-    const shown = /Default:? ([\d,]+(?: MiB)?|[^.,;]+)/.exec(comment)?.[1] ?? '';
-    if (typeof normal === 'number') expect(`${name} ${number(shown)}`).toBe(`${name} ${normal}`);
-    else expect(shown, name).not.toBe('');
-  }
-});
-
 test('the README’s figures are those of the last benchmark', async () => {
   const [readme, results] = await Promise.all(
     ['README.md', 'bench/results/results.md'].map((file) => Bun.file(join(root, file)).text()),

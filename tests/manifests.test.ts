@@ -7,7 +7,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pkg from '../package.json' with { type: 'json' };
-import { readEnvironment, settings } from '../src/config.ts';
+import { readEnvironment, readOptions, settings } from '../src/config.ts';
 
 const root = join(import.meta.dir, '..');
 const read = (file: string): Promise<string> => Bun.file(join(root, file)).text();
@@ -80,8 +80,8 @@ interface FlyFile {
 const HEALTH = '/health';
 /** 200 as long as the process answers. */
 const ALIVE = '/livez';
-const port = settings.port.default;
-const drainSeconds = settings.drainMs.default / 1000;
+const { port, drainMs } = readOptions({});
+const drainSeconds = drainMs / 1000;
 
 /** The file with what it says to switch on for a Redis. */
 const readWithRedis = async <T>(file: string): Promise<T> =>

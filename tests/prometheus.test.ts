@@ -103,7 +103,7 @@ describe.skipIf(!promtool)('promtool', () => {
 
   test('each alert fires on what it should, and none through a check, a deploy or a quiet night', async () => {
     expect(await run(['test', 'rules', 'alerts.test.yml'])).toEndWith('exit 0');
-  });
+  }, 30_000);
 
   test('the metrics are as Prometheus wants them', async () => {
     const relay = await startRelay({ metricsPort: 0 });

@@ -8,8 +8,12 @@ const refusal = (text: string): unknown => {
   return 'malformed' in message ? message.malformed : message;
 };
 
+/** A frame as the name of its test: its first 70 characters. */
+const label = (text: string): string =>
+  text.length > 70 ? `${text.slice(0, 70)}… (${text.length} characters)` : text;
+
 describe('bad frames', () => {
-  test.each([
+  const refused = [
     ['', 'invalid_message'],
     ['not json', 'invalid_message'],
     ['null', 'invalid_message'],
@@ -74,9 +78,13 @@ describe('bad frames', () => {
     ['{"type":"bootstrap_ack","publicKey":"k","controllerSig":"s"}', 'missing_jti'],
     ['{"type":"bootstrap_reject","jti":"j","error":5}', 'invalid_message'],
     ['{"type":"bootstrap_reject"}', 'missing_jti'],
-  ])('%p', (text, code) => {
-    expect(refusal(text)).toBe(code);
-  });
+  ] as const;
+  test.each(refused.map(([text, code]) => [label(text), text, code] as const))(
+    '%p',
+    (_label, text, code) => {
+      expect(refusal(text)).toBe(code);
+    },
+  );
 
   test('an unreadable init says whom to answer, and no more than was readable', () => {
     expect(parse('{"type":"bootstrap_init","jti":"j"}')).toEqual({
@@ -92,7 +100,7 @@ describe('bad frames', () => {
 });
 
 describe('good frames', () => {
-  test.each([
+  const read: [string, unknown][] = [
     ['{"type":"listen","otc":"000000"}', { type: 'listen', otc: '000000' }],
     [' { "otc" : "482916", "type" : "connect" } ', { type: 'connect', otc: '482916' }],
     ['{"type":"data","payload":""}', { type: 'data', payload: '' }],
@@ -108,9 +116,13 @@ describe('good frames', () => {
       '{"type":"bootstrap_ack","jti":"j","controllerPubKey":"k","controllerSig":"s"}',
       { type: 'bootstrap_ack', jti: 'j', controllerPubKey: 'k', controllerSig: 's' },
     ],
-  ] as [string, unknown][])('%p', (text, message) => {
-    expect(parse(text)).toEqual(message as never);
-  });
+  ];
+  test.each(read.map(([text, message]) => [label(text), text, message] as const))(
+    '%p',
+    (_label, text, message) => {
+      expect(parse(text)).toEqual(message as never);
+    },
+  );
 });
 
 describe('canonical data', () => {

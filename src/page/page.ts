@@ -41,11 +41,7 @@ const STATES = {
 let assets: Promise<{ style: Asset; script: Asset }> | undefined;
 
 export async function servePage(c: Context, facts: Facts, health: Health): Promise<Response> {
-  const { style, script } = await (assets ??= buildAssets().catch((error: unknown) => {
-    // The next visitor has another try.
-    assets = undefined;
-    throw error;
-  }));
+  const { style, script } = await loadAssets();
   // With any port, since a proxy may pass the Host header on without it. Some browsers do not count ws: as 'self'.
   const host = new URL(facts.websocket).hostname;
   c.header(
@@ -190,6 +186,15 @@ const origin = (source: string): string =>
 
 const count = (sessions: number): string =>
   sessions === 0 ? 'no sessions' : sessions === 1 ? '1 session' : `${sessions} sessions`;
+
+/** Builds style and script once. What failed (no file descriptor was left, say) is tried again with the next request. */
+function loadAssets(): Promise<{ style: Asset; script: Asset }> {
+  assets ??= buildAssets().catch((error: unknown) => {
+    assets = undefined;
+    throw error;
+  });
+  return assets;
+}
 
 async function buildAssets(): Promise<{ style: Asset; script: Asset }> {
   // @ts-expect-error -- TypeScript knows text imports of .txt alone
