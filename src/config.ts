@@ -321,10 +321,9 @@ export function unknownSettings(environment: Record<string, string | undefined>)
   );
 }
 
-/** The host as another program on this machine can reach it, ready for a URL. */
+/** The host as another program on this machine can reach it, ready for a URL. `::` serves IPv4 too, even without IPv6. */
 export function connectable(host: string): string {
-  if (host === '0.0.0.0') return '127.0.0.1';
-  if (host === '::') return '[::1]';
+  if (host === '0.0.0.0' || host === '::') return '127.0.0.1';
   return host.includes(':') ? `[${host}]` : host;
 }
 
