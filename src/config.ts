@@ -2,7 +2,9 @@
  * Every setting of the relay, in one schema. Its types, defaults, ranges, error messages, `--help` and the table in the
  * README all follow from it. Times are seconds in the environment, and milliseconds as options (`…Ms`).
  */
-import * as z from 'zod';
+// The small build of zod: with the other one, the schema below would take half of the time that the relay needs to start.
+import * as z from 'zod/mini';
+import { AccessToken, TOKEN_FORM } from './admission/access-token.ts';
 import {
   AddressRanges,
   parseProxyRule,
@@ -10,7 +12,6 @@ import {
   RANGES_FORM,
 } from './admission/client-address.ts';
 import { ORIGIN_FORM, parseOrigin } from './admission/origins.ts';
-import { AccessToken, TOKEN_FORM } from './admission/tokens.ts';
 import { REDIS_URL_FORM, RedisUrl } from './cluster/redis-url.ts';
 import { LOG_LEVELS } from './observe/log.ts';
 
@@ -41,78 +42,91 @@ const GIB = 1024 * MIB;
 /** A number, or the text itself, which the schema then refuses. */
 const wholeNumber = (text: string): unknown => (/^\d{1,15}$/.test(text) ? Number(text) : text);
 
+/** A whole number in a range. As `z.int()` with two checks, thirty of these would take a millisecond of a start. */
+const whole = (min: number, max: number) =>
+  z.custom<number>(
+    (value) => Number.isInteger(value) && Number(value) >= min && Number(value) <= max,
+  );
+
 function integer(normal: number, min: number, max: number, help: string) {
-  return z
-    .int()
-    .min(min)
-    .max(max)
-    .default(normal)
-    .register(about, {
-      help,
-      accepts: `a whole number from ${min} to ${max}`,
-      shownDefault: String(normal),
-      range: `${min} to ${max}`,
-      fromText: wholeNumber,
-    });
+  return z._default(whole(min, max), normal).register(about, {
+    help,
+    accepts: `a whole number from ${min} to ${max}`,
+    shownDefault: String(normal),
+    range: `${min} to ${max}`,
+    fromText: wholeNumber,
+  });
 }
 
 /** All numbers here are seconds; the option is in milliseconds. */
 function seconds(normal: number, min: number, max: number, help: string) {
-  return z
-    .int()
-    .min(min * 1000)
-    .max(max * 1000)
-    .default(normal * 1000)
-    .register(about, {
-      help: `${help} Seconds.`,
-      accepts: `whole seconds from ${min} to ${max}`,
-      optionAccepts: `whole milliseconds from ${min * 1000} to ${max * 1000}`,
-      shownDefault: String(normal),
-      range: `${min} to ${max}`,
-      fromText: (text) => {
-        const value = wholeNumber(text);
-        return typeof value === 'number' ? value * 1000 : value;
-      },
-    });
+  return z._default(whole(min * 1000, max * 1000), normal * 1000).register(about, {
+    help: `${help} Seconds.`,
+    accepts: `whole seconds from ${min} to ${max}`,
+    optionAccepts: `whole milliseconds from ${min * 1000} to ${max * 1000}`,
+    shownDefault: String(normal),
+    range: `${min} to ${max}`,
+    fromText: (text) => {
+      const value = wholeNumber(text);
+      return typeof value === 'number' ? value * 1000 : value;
+    },
+  });
 }
 
 function flag(normal: boolean, help: string) {
-  return z
-    .boolean()
-    .default(normal)
-    .register(about, {
-      help,
-      accepts: '1, true, yes or 0, false, no',
-      optionAccepts: 'true or false',
-      shownDefault: normal ? '1' : '0',
-      fromText: (text) =>
-        /^(?:1|true|yes)$/i.test(text) ? true : /^(?:0|false|no)$/i.test(text) ? false : text,
-    });
+  return z._default(z.boolean(), normal).register(about, {
+    help,
+    accepts: '1, true, yes or 0, false, no',
+    optionAccepts: 'true or false',
+    shownDefault: normal ? '1' : '0',
+    fromText: (text) =>
+      /^(?:1|true|yes)$/i.test(text) ? true : /^(?:0|false|no)$/i.test(text) ? false : text,
+  });
+}
+
+/** Reads a value with a function, which returns an object, or what is wrong as a text. */
+function readBy<In, Out extends object>(read: (value: In) => Out | string) {
+  return z.transform((value: In, { issues }): Out => {
+    const found = read(value);
+    if (typeof found !== 'string') return found;
+    issues.push({ code: 'custom', params: { says: found }, input: value });
+    return z.NEVER;
+  });
+}
+
+function readToken(text: string): AccessToken | string {
+  const token = AccessToken.parse(text);
+  return typeof token === 'string' ? `not accepted, since ${token}; expected ${TOKEN_FORM}` : token;
+}
+
+function readOrigins(list: string[]): string[] | string {
+  const origins = list.map((text) => (text === '*' ? text : parseOrigin(text)));
+  const wrong = origins.indexOf(undefined);
+  if (wrong === -1) return origins as string[];
+  return `${JSON.stringify(list[wrong])} is no origin; expected ${ORIGIN_FORM}`;
 }
 
 function file(help: string) {
   return z
-    .string()
-    .min(1)
-    .optional()
+    .optional(z.string().check(z.minLength(1)))
     .register(about, { help, accepts: 'the path of a file', shownDefault: '' });
 }
 
-/** A list with commas or blanks in the environment, and of strings as an option. */
-const words = (text: string): string[] => text.split(/[\s,]+/).filter(Boolean);
+/** The entries of a list with commas or blanks between them; as an option, a list is an array. */
+const entries = (text: string): string[] => text.split(/[\s,]+/).filter(Boolean);
 
 /** An address without a zone, which Bun does not take, or a name. Digits and dots that are no address are no name. */
 const host = z.union([
   z.ipv4(),
   z.ipv6(),
-  z.hostname().refine((name) => !/(?:^|\.)\d+\.?$/.test(name)),
+  z.hostname().check(z.refine((name) => !/(?:^|\.)\d+\.?$/.test(name))),
 ]);
 const HOST_FORMS = 'an IP address or a host name of this machine';
 
 const schema = z
   .strictObject({
     port: integer(3001, 0, 65_535, 'TCP port to listen on; 0 takes a free one.'),
-    host: host.default('0.0.0.0').register(about, {
+    host: z._default(host, '0.0.0.0').register(about, {
       help: 'Address to listen on; :: takes IPv6 too.',
       accepts: HOST_FORMS,
       shownDefault: '0.0.0.0',
@@ -120,71 +134,48 @@ const schema = z
     tlsCertFile: file('PEM file of the certificate chain, for TLS without a proxy.'),
     tlsKeyFile: file('PEM file of its private key; both or neither.'),
     trustProxy: z
-      .union([z.string(), z.boolean()])
-      .default('0')
-      .transform((value, { addIssue }) => {
-        const rule = parseProxyRule(String(value));
-        if (rule) return rule;
-        addIssue(`got ${JSON.stringify(value)}, expected ${PROXY_RULE_FORMS}`);
-        return z.NEVER;
-      })
+      .pipe(
+        z._default(z.union([z.string(), z.boolean()]), '0'),
+        readBy(
+          (value: string | boolean) =>
+            parseProxyRule(String(value)) ??
+            `got ${JSON.stringify(value)}, expected ${PROXY_RULE_FORMS}`,
+        ),
+      )
       .register(about, {
         help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
         accepts: PROXY_RULE_FORMS,
         shownDefault: '0',
       }),
     trustedProxies: z
-      .array(z.string())
-      .min(1)
-      .transform((list, { addIssue }) => {
-        const ranges = AddressRanges.parse(list);
-        if (ranges instanceof AddressRanges) return ranges;
-        addIssue(`${JSON.stringify(ranges)} is no address or range; expected ${RANGES_FORM}`);
-        return z.NEVER;
-      })
-      .optional()
+      .optional(
+        z.pipe(
+          z.array(z.string()).check(z.minLength(1)),
+          readBy((list: string[]) => AddressRanges.parse(list)),
+        ),
+      )
       .register(about, {
-        help: 'The only addresses and ranges whose proxy headers count; unset, all.',
+        help: 'The only proxies whose headers count: addresses and ranges. Unset: all.',
         accepts: RANGES_FORM,
         optionAccepts: 'an array of addresses and ranges, such as ["10.0.0.0/8", "2001:db8::1"]',
         shownDefault: '',
-        fromText: words,
+        fromText: entries,
       }),
-    accessToken: z
-      .string()
-      .transform((text, { addIssue }) => {
-        const token = AccessToken.parse(text);
-        if (token instanceof AccessToken) return token;
-        addIssue(`not accepted, since ${token}; expected ${TOKEN_FORM}`);
-        return z.NEVER;
-      })
-      .optional()
-      .register(about, {
-        help: 'Makes the relay private: only who brings this token may use it.',
-        accepts: TOKEN_FORM,
-        shownDefault: '',
-        isSecret: true,
-      }),
-    accessTokensFile: file(
-      'The same with a file of tokens, one a line: [docs/private-relay.md](docs/private-relay.md).',
-    ),
+    accessToken: z.optional(z.pipe(z.string(), readBy(readToken))).register(about, {
+      help: 'Makes the relay [private](docs/private-relay.md): whoever uses it must bring this token.',
+      accepts: TOKEN_FORM,
+      shownDefault: '',
+      isSecret: true,
+    }),
+    accessTokensFile: file('The same with a file of tokens, one a line.'),
     allowedOrigins: z
-      .array(z.string())
-      .default([])
-      .transform((list, { addIssue }) =>
-        list.map((text) => {
-          const origin = text === '*' ? text : parseOrigin(text);
-          if (origin !== undefined) return origin;
-          addIssue(`${JSON.stringify(text)} is no origin; expected ${ORIGIN_FORM}`);
-          return z.NEVER;
-        }),
-      )
+      .pipe(z._default(z.array(z.string()), []), readBy(readOrigins))
       .register(about, {
         help: 'Origins of other web pages that may use the relay, or `*`.',
         accepts: ORIGIN_FORM,
         optionAccepts: 'an array of origins, such as ["https://app.example.com"], or ["*"]',
         shownDefault: '',
-        fromText: words,
+        fromText: entries,
       }),
     sessionTtlMs: seconds(30, 5, 300, 'How long a code waits, and how long a pairing may take.'),
     drainMs: seconds(60, 0, 3600, 'How long a drain waits for pairings under way.'),
@@ -216,83 +207,78 @@ const schema = z
     maxSessionFrames: integer(50_000, 100, 1e9, 'Frames of a session, both ways together.'),
     maxBacklogBytes: integer(MIB, KIB, GIB, 'Bytes that may wait for a socket that does not read.'),
     redisUrl: z
-      .string()
-      .transform((text, { addIssue }) => {
-        const url = RedisUrl.parse(text);
-        if (url instanceof RedisUrl) return url;
-        addIssue(`not accepted, since ${url}; expected ${REDIS_URL_FORM}`);
-        return z.NEVER;
-      })
-      .optional()
+      .optional(
+        z.pipe(
+          z.string(),
+          readBy((text: string) => RedisUrl.parse(text)),
+        ),
+      )
       .register(about, {
         help: 'Redis or Valkey that instances share: [docs/scaling.md](docs/scaling.md).',
         accepts: REDIS_URL_FORM,
         shownDefault: '',
         isSecret: true,
       }),
-    redisUrlFile: file('File that holds such a URL, which is a secret; in place of `REDIS_URL`.'),
+    redisUrlFile: file('A file with that URL, which may hold a password.'),
     redisPrefix: z
-      .string()
-      .regex(/^[\w:.{}/-]{1,64}$/)
-      .default('amesh:')
+      ._default(z.string().check(z.regex(/^[\w:.{}/-]{1,64}$/)), 'amesh:')
       .register(about, {
         help: 'What every name in Redis begins with.',
         accepts: '1 to 64 letters, digits or : . _ - / { }',
         shownDefault: 'amesh:',
       }),
-    logLevel: z
-      .enum(LOG_LEVELS)
-      .default('info')
-      .register(about, {
-        help: '`debug`, `info`, `warn`, `error` or `silent`.',
-        accepts: LOG_LEVELS.join(', '),
-        shownDefault: 'info',
-        fromText: (text) => text.toLowerCase(),
-      }),
+    logLevel: z._default(z.enum(LOG_LEVELS), 'info').register(about, {
+      help: '`debug`, `info`, `warn`, `error` or `silent`.',
+      accepts: LOG_LEVELS.join(', '),
+      shownDefault: 'info',
+      fromText: (text) => text.toLowerCase(),
+    }),
     logClients: flag(false, '`1` logs each client’s address and what it was refused.'),
     page: flag(true, '`0` turns the page at `/` off.'),
-    metricsPort: z.int().min(0).max(65_535).optional().register(about, {
+    metricsPort: z.optional(whole(0, 65_535)).register(about, {
       help: 'Port for Prometheus (`/metrics`).',
       accepts: 'a whole number from 0 to 65535, or nothing for no metrics',
       shownDefault: '',
       fromText: wholeNumber,
     }),
-    metricsHost: host.optional().register(about, {
+    metricsHost: z.optional(host).register(about, {
       help: 'Address for Prometheus; unset, `HOST`.',
       accepts: HOST_FORMS,
       shownDefault: '',
     }),
   })
   // Settings that depend on each other. A name in braces becomes that setting's name as the user knows it.
-  .superRefine((config, { addIssue }) => {
-    const refuse = (name: SettingName, message: string) =>
-      addIssue({ code: 'custom', path: [name], message });
-    const { tlsCertFile, tlsKeyFile, port, metricsPort, host, metricsHost = host } = config;
-    if (tlsCertFile !== undefined && tlsKeyFile === undefined) {
-      refuse('tlsKeyFile', 'not set, but {tlsCertFile} is; expected both or neither');
-    }
-    if (tlsKeyFile !== undefined && tlsCertFile === undefined) {
-      refuse('tlsCertFile', 'not set, but {tlsKeyFile} is; expected both or neither');
-    }
-    if (config.redisUrl && config.redisUrlFile !== undefined) {
-      refuse('redisUrlFile', 'set, and {redisUrl} too; expected one of them');
-    }
-    if (config.trustedProxies && config.trustProxy.by === 'peer') {
-      refuse(
-        'trustedProxies',
-        'set, but {trustProxy} is not, so no header of theirs would count; set both, or neither',
-      );
-    }
-    if (metricsPort === port && metricsHost === host && port !== 0) {
-      refuse('metricsPort', `got ${port}, expected another port than {port} has`);
-    }
-    if (config.maxFrameBytes > config.maxBacklogBytes) {
-      refuse(
-        'maxFrameBytes',
-        `${config.maxFrameBytes} is more than {maxBacklogBytes} (${config.maxBacklogBytes}), so such a frame could reach nobody; raise the latter, or lower this one`,
-      );
-    }
-  });
+  .check(
+    z.superRefine((config, context) => {
+      const refuse = (name: SettingName, says: string) =>
+        context.addIssue({ code: 'custom', path: [name], params: { says } });
+      const { tlsCertFile, tlsKeyFile, port, metricsPort, host, metricsHost = host } = config;
+      if (tlsCertFile !== undefined && tlsKeyFile === undefined) {
+        refuse('tlsKeyFile', 'not set, but {tlsCertFile} is; expected both or neither');
+      }
+      if (tlsKeyFile !== undefined && tlsCertFile === undefined) {
+        refuse('tlsCertFile', 'not set, but {tlsKeyFile} is; expected both or neither');
+      }
+      if (config.redisUrl && config.redisUrlFile !== undefined) {
+        refuse('redisUrlFile', 'set, and {redisUrl} too; expected one of them');
+      }
+      if (config.trustedProxies && config.trustProxy.by === 'peer') {
+        refuse(
+          'trustedProxies',
+          'set, but {trustProxy} is not, so no header of theirs would count; expected both or neither',
+        );
+      }
+      if (metricsPort === port && metricsHost === host && port !== 0) {
+        refuse('metricsPort', `got ${port}, expected another port than {port} has`);
+      }
+      if (config.maxFrameBytes > config.maxBacklogBytes) {
+        refuse(
+          'maxFrameBytes',
+          `${config.maxFrameBytes} is more than {maxBacklogBytes} (${config.maxBacklogBytes}), so such a frame could reach nobody; raise the latter, or lower this one`,
+        );
+      }
+    }),
+  );
 
 export type SettingName = keyof typeof schema.shape;
 
@@ -384,8 +370,8 @@ export function changedSettings(
     const { label, text } = givenTo(name, environment, flags);
     const { shownDefault, isSecret } = settings[name];
     if (text === undefined || text === shownDefault) continue;
-    const shown = name === 'redisUrl' ? String(RedisUrl.parse(text)) : '(secret)';
-    changed[label] = isSecret ? shown : text;
+    const withoutSecret = name === 'redisUrl' ? String(RedisUrl.parse(text)) : '(secret)';
+    changed[label] = isSecret ? withoutSecret : text;
   }
   return changed;
 }
@@ -400,10 +386,9 @@ export function unknownSettings(environment: Record<string, string | undefined>)
   );
 }
 
-/** The host as another program on this machine can reach it, ready for a URL. */
+/** The host as another program on this machine can reach it, ready for a URL. `::` serves IPv4 too, even without IPv6. */
 export function connectable(host: string): string {
-  if (host === '0.0.0.0') return '127.0.0.1';
-  if (host === '::') return '[::1]';
+  if (host === '0.0.0.0' || host === '::') return '127.0.0.1';
   return host.includes(':') ? `[${host}]` : host;
 }
 
@@ -417,7 +402,7 @@ function givenTo(
 }
 
 function check(options: RelayOptions, given: (name: SettingName) => Given): Config {
-  const { success, data, error } = schema.safeParse(options);
+  const { success, data, error } = schema.safeParse(options, { jitless: true });
   if (success) return Object.freeze(data);
   const [issue] = error.issues as [z.core.$ZodIssue];
   if (issue.code === 'unrecognized_keys') {
@@ -427,12 +412,13 @@ function check(options: RelayOptions, given: (name: SettingName) => Given): Conf
   }
   const name = issue.path[0] as SettingName;
   const { label, text } = given(name);
-  if (issue.code === 'custom') {
-    const message = issue.message.replaceAll(
-      /\{(\w+)\}/g,
-      (_, other) => given(other as SettingName).label,
+  // A message of our own says more than what is accepted.
+  const says = issue.code === 'custom' ? (issue.params?.says as string | undefined) : undefined;
+  if (says !== undefined) {
+    const named = says.replaceAll(/\{(\w+)\}/g, (braced, other: string) =>
+      Object.hasOwn(settings, other) ? given(other as SettingName).label : braced,
     );
-    throw new ConfigError(`${label}: ${message}`);
+    throw new ConfigError(`${label}: ${named}`);
   }
   const { isSecret, accepts, optionAccepts = accepts } = settings[name];
   const got = isSecret ? 'not accepted' : `got ${JSON.stringify(text ?? options[name])}`;

@@ -3,11 +3,10 @@ import { zValidator } from '@hono/zod-validator';
 import { type Context, Hono } from 'hono';
 import { cors } from 'hono/cors';
 import { TrieRouter } from 'hono/router/trie-router';
-import * as z from 'zod';
+import * as z from 'zod/mini';
 import { name, version } from '../package.json' with { type: 'json' };
 import type { Caller } from './admission/client-address.ts';
-import { HOST, isSecure, shownHost } from './admission/origins.ts';
-import type { Refused } from './admission/tokens.ts';
+import { HOST, isSecure, type Refused, shownHost } from './admission/origins.ts';
 
 /** What `GET /health` says. */
 export interface Health {
@@ -59,12 +58,12 @@ export function pathOf({ url }: { url: string }): string {
 
 /** What a request needs to become a WebSocket: RFC 6455, section 4.2.1. */
 const upgradeHeaders = z.object({
-  upgrade: z.string('missing').regex(/\bwebsocket\b/i, 'must be "websocket"'),
-  connection: z.string('missing').regex(/\bupgrade\b/i, 'must be "Upgrade"'),
+  upgrade: z.string('missing').check(z.regex(/\bwebsocket\b/i, 'must be "websocket"')),
+  connection: z.string('missing').check(z.regex(/\bupgrade\b/i, 'must be "Upgrade"')),
   'sec-websocket-version': z.literal('13', 'must be "13"'),
   'sec-websocket-key': z
     .string('missing')
-    .regex(/^[A-Za-z0-9+/]{22}==$/, 'must be 16 bytes in base64'),
+    .check(z.regex(/^[A-Za-z0-9+/]{22}==$/, 'must be 16 bytes in base64')),
 });
 
 /** JSON with a line break at its end, for those who read it in a terminal. */

@@ -56,6 +56,7 @@ async function play(steps: string[]): Promise<void> {
       void relay.server.stop({ drain: true });
     } else if (path) {
       const response = await fetch(relay.http + path);
+      // Every answer ends with a line break.
       expect(`${response.status} ${await response.text()}`).toBe(`${status} ${body}\n`);
     } else if (name && verb === '>') {
       const client = await clientOf(name);
@@ -66,7 +67,9 @@ async function play(steps: string[]): Promise<void> {
       await (await clientOf(name)).expectClose(Number(code), reason);
       clients.delete(name);
     } else if (name && verb === '<') {
-      expect(`${name} < ${await (await clientOf(name)).nextText()}`).toBe(`${name} < ${rest}`);
+      expect(`${name} < ${await (await clientOf(name)).nextText()}`).toBe(
+        `${name} < ${written(rest)}`,
+      );
     } else if (name && verb === 'leaves') {
       const client = await clientOf(name);
       client.close(1000);

@@ -3,7 +3,11 @@
  * forge neither that nor the host; other programs name none. So that no page of a stranger spends its visitors' attempts.
  */
 
-import type { Refused } from './tokens.ts';
+/** Why a request for a WebSocket is not let in: for programs, and for a person. */
+export interface Refused {
+  error: 'access_token_missing' | 'access_token_wrong' | 'too_many_wrong_tokens' | 'origin_refused';
+  message: string;
+}
 
 /** A host name or an address, with or without a port. Any other `Host` is not repeated to anyone. */
 export const HOST = /^(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?$/i;
@@ -73,9 +77,15 @@ export function originRefusal(
 
 const refused = (message: string): Refused => ({ error: 'origin_refused', message });
 
-/** Whether the page comes from the host that the request was sent to. A page without TLS is no part of a relay with. */
+/**
+ * Whether the page comes from the host that the request was sent to. A page without TLS is no part of a relay with. Many
+ * proxies leave the port out of the host that they pass on, as nginx with `$host`: then the name alone has to match.
+ */
 function isOwn(origin: string, host: string, isEncrypted: boolean): boolean {
-  const [scheme] = origin.split('://', 1);
+  const [scheme = '', shown = ''] = origin.split('://', 2);
   if (scheme !== 'https' && (scheme !== 'http' || isEncrypted)) return false;
-  return parseOrigin(`${scheme}://${host}`) === origin;
+  const own = parseOrigin(`${scheme}://${host}`);
+  if (own === undefined) return false;
+  const hasPort = /:\d+$/.test(host);
+  return own === (hasPort ? origin : `${scheme}://${shown.replace(/:\d+$/, '')}`);
 }

@@ -2,7 +2,7 @@
  * What instances say to each other, through Redis. Redis delivers to each subscriber in order, and loses a message only
  * together with the subscriber's connection, which the subscriber notices. So nothing is numbered or acknowledged.
  */
-import { z } from 'zod';
+import * as z from 'zod/mini';
 import { closes } from '../wire/codes.ts';
 import type { Redis } from './redis.ts';
 

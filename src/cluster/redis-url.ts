@@ -1,5 +1,5 @@
 /** Where Redis is: the setting REDIS_URL, read. What talks to Redis is loaded only where it is set. */
-import { isIP } from 'node:net';
+import ipaddr from 'ipaddr.js';
 import { readSecretFile } from '../secret-file.ts';
 
 /** Redis could not be reached, or is not what the relay needs. */
@@ -22,11 +22,13 @@ export class RedisUrl {
 
   /**
    * Reads a URL.
-   * @returns What is wrong with it, and what to write instead, if it cannot be used. The text repeats no part that may
-   *   be a secret.
+   * @returns What is wrong with it, and what is accepted, if it cannot be used. The text repeats no part that may be
+   *   a secret.
    */
   static parse(text: string): RedisUrl | string {
-    return problemOf(text) ?? new RedisUrl(new URL(text));
+    const problem = problemOf(text);
+    if (problem === undefined) return new RedisUrl(new URL(text));
+    return `not accepted, since ${problem}; expected ${REDIS_URL_FORM}`;
   }
 
   /** A name or an address; an IPv6 address without brackets. */
@@ -49,7 +51,7 @@ export class RedisUrl {
   /** What ioredis takes as `tls`; undefined without TLS. An address has no server name: RFC 6066, section 3. */
   get tls(): { servername?: string } | undefined {
     if (!this.isTls) return undefined;
-    return isIP(this.host) ? {} : { servername: this.host };
+    return ipaddr.isValid(this.host) ? {} : { servername: this.host };
   }
 
   get username(): string {
@@ -125,13 +127,10 @@ function problemOf(text: string): string | undefined {
  * @throws {RedisError}
  */
 export async function readRedisUrl(file: string): Promise<RedisUrl> {
-  let problem: string;
-  try {
-    const url = RedisUrl.parse((await readSecretFile(file)).trim());
-    if (url instanceof RedisUrl) return url;
-    problem = `holds no URL that is accepted, since ${url}`;
-  } catch (error) {
-    problem = (error as Error).message;
-  }
-  throw new RedisError(`REDIS_URL_FILE: ${file} ${problem}; expected ${REDIS_URL_FORM}`);
+  const url = await readSecretFile(file).then(
+    (text) => RedisUrl.parse(text.trim()),
+    (error: Error) => error.message,
+  );
+  if (url instanceof RedisUrl) return url;
+  throw new RedisError(`REDIS_URL_FILE: ${file}: ${url}`);
 }

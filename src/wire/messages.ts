@@ -1,13 +1,13 @@
 /** What a client may send: one schema for each message type. `PROTOCOL.md` explains what the messages mean. */
-import * as z from 'zod';
+import * as z from 'zod/mini';
 
-const otc = z.string().regex(/^[0-9]{6}$/);
+const otc = z.string().check(z.regex(/^[0-9]{6}$/));
 // The protocol counts a jti in code points. Counting them takes time, so a text that is too long by far is refused before.
-const jti = z
-  .string()
-  .refine((text) => text.length <= 256, { abort: true })
-  .min(1)
-  .max(128);
+const jti = z.string().check(
+  z.refine((text) => text.length <= 256, { abort: true }),
+  z.minLength(1),
+  z.maxLength(128),
+);
 
 /** The schema of a message, by its `type`. Fields that a schema does not name are dropped. */
 export const clientMessages = {
@@ -26,15 +26,15 @@ export const clientMessages = {
     .object({
       type: z.literal('bootstrap_ack'),
       jti,
-      publicKey: z.string().optional(),
-      controllerPubKey: z.string().optional(),
+      publicKey: z.optional(z.string()),
+      controllerPubKey: z.optional(z.string()),
       controllerSig: z.string(),
     })
-    .refine((ack) => ack.publicKey !== undefined || ack.controllerPubKey !== undefined),
+    .check(z.refine((ack) => ack.publicKey !== undefined || ack.controllerPubKey !== undefined)),
   bootstrap_reject: z.object({
     type: z.literal('bootstrap_reject'),
     jti,
-    error: z.string().optional(),
+    error: z.optional(z.string()),
   }),
 } as const;
 
