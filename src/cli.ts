@@ -131,7 +131,7 @@ async function main(args: string[]): Promise<void> {
 main(process.argv.slice(2)).catch((error: Error & { code?: string }) => {
   const { code = '', message } = error;
   if (code === 'ERR_RELAY_CONFIG') fail(message, USAGE_ERROR);
-  if (['ERR_RELAY_LISTEN', 'ERR_RELAY_TLS', 'ERR_RELAY_REDIS'].includes(code)) {
+  if (['ERR_RELAY_LISTEN', 'ERR_RELAY_TLS', 'ERR_RELAY_REDIS', 'ERR_RELAY_TOKENS'].includes(code)) {
     fail(message, FAILURE);
   }
   if (code.startsWith('ERR_PARSE_ARGS')) {

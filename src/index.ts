@@ -21,6 +21,7 @@ export {
   RelayStateError,
   type StopOptions,
   TlsError,
+  TokensError,
 } from './relay.ts';
 
 export interface RelayOptions extends Settings {
