@@ -73,9 +73,13 @@ export function originRefusal(
 
 const refused = (message: string): Refused => ({ error: 'origin_refused', message });
 
-/** Whether the page comes from the host that the request was sent to. A page without TLS is no part of a relay with. */
+/**
+ * Whether the page comes from the host that the request was sent to. A page without TLS is no part of a relay with TLS. A
+ * host without a port counts for every port, since many proxies pass the Host header on without it.
+ */
 function isOwn(origin: string, host: string, isEncrypted: boolean): boolean {
   const [scheme] = origin.split('://', 1);
   if (scheme !== 'https' && (scheme !== 'http' || isEncrypted)) return false;
-  return parseOrigin(`${scheme}://${host}`) === origin;
+  const own = parseOrigin(`${scheme}://${host}`);
+  return own === origin || (own !== undefined && own === origin.replace(/:\d+$/, ''));
 }
