@@ -4,7 +4,14 @@
  */
 // The small build of zod: with the other one, the schema below would take half of the time that the relay needs to start.
 import * as z from 'zod/mini';
-import { parseProxyRule, PROXY_RULE_FORMS } from './admission/client-address.ts';
+import {
+  AddressRanges,
+  parseProxyRule,
+  PROXY_RULE_FORMS,
+  RANGES_FORM,
+} from './admission/client-address.ts';
+import { ORIGIN_FORM, parseOrigin } from './admission/origins.ts';
+import { AccessToken, TOKEN_FORM } from './admission/tokens.ts';
 import { REDIS_URL_FORM, RedisUrl } from './cluster/redis-url.ts';
 import { LOG_LEVELS } from './observe/log.ts';
 
@@ -93,6 +100,9 @@ function file(help: string) {
     .register(about, { help, accepts: 'the path of a file', shownDefault: '' });
 }
 
+/** A list with commas or blanks in the environment, and of strings as an option. */
+const words = (text: string): string[] => text.split(/[\s,]+/).filter(Boolean);
+
 /** An address without a zone, which Bun does not take, or a name. Digits and dots that are no address are no name. */
 const host = z.union([
   z.ipv4(),
@@ -124,6 +134,66 @@ const schema = z
         help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
         accepts: PROXY_RULE_FORMS,
         shownDefault: '0',
+      }),
+    trustedProxies: z
+      .optional(
+        z.pipe(
+          z.array(z.string()).check(z.minLength(1)),
+          readBy((list: string[]) => {
+            const ranges = AddressRanges.parse(list);
+            if (ranges instanceof AddressRanges) return ranges;
+            return `${JSON.stringify(ranges)} is no address or range; expected ${RANGES_FORM}`;
+          }),
+        ),
+      )
+      .register(about, {
+        help: 'The only addresses and ranges whose proxy headers count; unset, all.',
+        accepts: RANGES_FORM,
+        optionAccepts: 'an array of addresses and ranges, such as ["10.0.0.0/8", "2001:db8::1"]',
+        shownDefault: '',
+        fromText: words,
+      }),
+    accessToken: z
+      .optional(
+        z.pipe(
+          z.string(),
+          readBy((text: string) => {
+            const token = AccessToken.parse(text);
+            if (token instanceof AccessToken) return token;
+            return `not accepted, since ${token}; expected ${TOKEN_FORM}`;
+          }),
+        ),
+      )
+      .register(about, {
+        help: 'Makes the relay private: only who brings this token may use it.',
+        accepts: TOKEN_FORM,
+        shownDefault: '',
+        isSecret: true,
+      }),
+    accessTokensFile: file(
+      'The same with a file of tokens, one a line: [docs/private-relay.md](docs/private-relay.md).',
+    ),
+    allowedOrigins: z
+      .pipe(
+        z._default(z.array(z.string()), []),
+        readBy((list: string[]) => {
+          const origins: string[] = [];
+          for (const text of list) {
+            const origin = text === '*' ? text : parseOrigin(text);
+            if (origin === undefined) {
+              return `${JSON.stringify(text)} is no origin; expected ${ORIGIN_FORM}`;
+            }
+            origins.push(origin);
+          }
+          return origins;
+        }),
+      )
+      .register(about, {
+        help: 'Origins of other web pages that may use the relay, or `*`.',
+        accepts: ORIGIN_FORM,
+        optionAccepts: 'an array of origins, such as ["https://app.example.com"], or ["*"]',
+        shownDefault: '',
+        fromText: words,
       }),
     sessionTtlMs: seconds(30, 5, 300, 'How long a code waits, and how long a pairing may take.'),
     drainMs: seconds(60, 0, 3600, 'How long a drain waits for pairings under way.'),
@@ -167,6 +237,7 @@ const schema = z
         shownDefault: '',
         isSecret: true,
       }),
+    redisUrlFile: file('File that holds such a URL, which is a secret; in place of `REDIS_URL`.'),
     redisPrefix: z
       ._default(z.string().check(z.regex(/^[\w:.{}/-]{1,64}$/)), 'amesh:')
       .register(about, {
@@ -206,6 +277,15 @@ const schema = z
       if (tlsKeyFile !== undefined && tlsCertFile === undefined) {
         refuse('tlsCertFile', 'not set, but {tlsKeyFile} is; expected both or neither');
       }
+      if (config.redisUrl && config.redisUrlFile !== undefined) {
+        refuse('redisUrlFile', 'set, and {redisUrl} too; expected one of them');
+      }
+      if (config.trustedProxies && config.trustProxy.by === 'peer') {
+        refuse(
+          'trustedProxies',
+          'set, but {trustProxy} is not, so no header of theirs would count; set both, or neither',
+        );
+      }
       if (metricsPort === port && metricsHost === host && port !== 0) {
         refuse('metricsPort', `got ${port}, expected another port than {port} has`);
       }
@@ -234,7 +314,9 @@ export interface Setting extends About {
 
 /** These environment variables have the names that other programs give them; all others begin with `AMESH_`. */
 const COMMON_NAMES = new Set(
-  'port host tlsCertFile tlsKeyFile redisUrl logLevel metricsPort metricsHost'.split(' '),
+  'port host tlsCertFile tlsKeyFile redisUrl redisUrlFile logLevel metricsPort metricsHost'.split(
+    ' ',
+  ),
 );
 
 function environmentName(option: string): string {
@@ -306,7 +388,8 @@ export function changedSettings(
     const { label, text } = givenTo(name, environment, flags);
     const { shownDefault, isSecret } = settings[name];
     if (text === undefined || text === shownDefault) continue;
-    changed[label] = isSecret ? String(RedisUrl.parse(text)) : text;
+    const shown = name === 'redisUrl' ? String(RedisUrl.parse(text)) : '(secret)';
+    changed[label] = isSecret ? shown : text;
   }
   return changed;
 }
@@ -321,10 +404,9 @@ export function unknownSettings(environment: Record<string, string | undefined>)
   );
 }
 
-/** The host as another program on this machine can reach it, ready for a URL. */
+/** The host as another program on this machine can reach it, ready for a URL. `::` serves IPv4 too, even without IPv6. */
 export function connectable(host: string): string {
-  if (host === '0.0.0.0') return '127.0.0.1';
-  if (host === '::') return '[::1]';
+  if (host === '0.0.0.0' || host === '::') return '127.0.0.1';
   return host.includes(':') ? `[${host}]` : host;
 }
 

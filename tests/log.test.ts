@@ -1,21 +1,11 @@
 import { expect, test } from 'bun:test';
+import { createLog, humanLine, jsonLine, type LogLevel } from '../src/observe/log.ts';
 import { Stats } from '../src/observe/stats.ts';
-import { createLog, type LogLevel } from '../src/observe/log.ts';
-
-function lines(level: LogLevel, isTTY = false): string[] {
-  const written: string[] = [];
-  const log = createLog(level, { isTTY, write: (line) => written.push(line) });
-  log.debug('d');
-  log.info('i', { port: 3001, metrics: undefined });
-  log.warn('w');
-  log.error('e', { name: 'TypeError' });
-  return written;
-}
 
 test('one JSON object a line, with time, level and message', () => {
-  const [line] = lines('info');
-  expect(line).toEndWith('\n');
-  const { time, ...rest } = JSON.parse(line as string) as Record<string, unknown>;
+  const line = jsonLine('info', 'i', { port: 3001, metrics: undefined });
+  expect(line).toEndWith('}\n');
+  const { time, ...rest } = JSON.parse(line) as Record<string, unknown>;
   expect(rest).toEqual({ level: 'info', msg: 'i', port: 3001 });
   expect(new Date(String(time)).getTime()).toBeGreaterThan(0);
 });
@@ -27,11 +17,25 @@ test.each([
   ['error', 1],
   ['silent', 0],
 ] as [LogLevel, number][])('%s lets %p of four through', (level, count) => {
-  expect(lines(level)).toHaveLength(count);
+  const events: unknown[] = [];
+  const log = createLog(level, (...event) => events.push(event));
+  log.debug('d');
+  log.info('i', { port: 3001 });
+  log.warn('w');
+  log.error('e');
+  expect(events).toHaveLength(count);
+  if (count > 2) expect(events).toContainEqual(['info', 'i', { port: 3001 }]);
 });
 
-test('plain words at a terminal', () => {
-  expect(lines('info', true)[0]).toMatch(/^\d\d:\d\d:\d\d info {2}i {2}port=3001\n$/);
+test('plain words at a terminal, in colour if it has any', () => {
+  const fields = { port: 3001, name: 'a', metrics: undefined };
+  expect(humanLine('info', 'hello', fields, false)).toMatch(
+    /^\d\d:\d\d:\d\d hello {2}port=3001 {2}name=a\n$/,
+  );
+  expect(humanLine('warn', 'hello', {}, false)).toMatch(/^\d\d:\d\d:\d\d warn: hello\n$/);
+  const red = humanLine('error', 'hello', fields, true);
+  expect(red).toContain('\u001b[31merror: hello\u001b[0m');
+  expect(Bun.stripANSI(red)).toBe(humanLine('error', 'hello', fields, false));
 });
 
 test('a summary counts from the last one, and there is none where nothing happened', () => {
