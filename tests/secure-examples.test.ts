@@ -148,18 +148,24 @@ describe.skipIf(!executablePath)('a page in Chromium', () => {
   });
 });
 
-const hasCryptography =
-  Bun.spawnSync(['python3', '-c', 'import cryptography'], { stderr: 'ignore' }).exitCode === 0;
-if (!hasCryptography) {
+/** The first Python that has the package: Debian's own may stand behind another one on the path. */
+const pythonWithCryptography = ['python3', '/usr/bin/python3'].find(
+  (command) =>
+    Bun.which(command) &&
+    Bun.spawnSync([command, '-c', 'import cryptography'], { stderr: 'ignore' }).exitCode === 0,
+);
+if (!pythonWithCryptography) {
   console.warn(
     'SKIPPED: examples/secure.py, since python3 has no `cryptography` (Debian: python3-cryptography)',
   );
 }
 
-describe.skipIf(!hasCryptography)('examples/secure.py', () => {
+describe.skipIf(!pythonWithCryptography)('examples/secure.py', () => {
   const examples = join(import.meta.dir, '../examples');
   const python = (...args: string[]) =>
-    start(['python3', 'secure.py', ...args], examples, { PYTHONDONTWRITEBYTECODE: '1' });
+    start([pythonWithCryptography as string, 'secure.py', ...args], examples, {
+      PYTHONDONTWRITEBYTECODE: '1',
+    });
 
   test('computes the test vectors', async () => {
     const said = await python('check', '../docs/secure-vectors.json').ended();
@@ -200,9 +206,11 @@ describe.skipIf(!hasCryptography)('examples/secure.py', () => {
   });
 
   test('refuses digits that do not match, and both sides say so', async () => {
-    const program = start(['sh', '-c', 'exec python3 secure.py target "$0" 2>&1', url], examples, {
-      PYTHONDONTWRITEBYTECODE: '1',
-    });
+    const program = start(
+      ['sh', '-c', 'exec "$0" secure.py target "$1" 2>&1', pythonWithCryptography as string, url],
+      examples,
+      { PYTHONDONTWRITEBYTECODE: '1' },
+    );
     const code = await program.shows(/code (\S+)\n/);
     const showDigits = (digits: string) => program.types(digits === '000000' ? '000001' : '000000');
     const refused = pairAsController(url, code, { showDigits }).catch((error: unknown) => error);
