@@ -121,6 +121,8 @@ const environments: Record<string, Record<string, string>> = {
 
 describe('settings', () => {
   const names = new Set<string>(Object.values(settings).map(({ env }) => env));
+  /** What `amesh-relay check` reads, which is no setting of the relay. */
+  const CHECKS_OWN = 'AMESH_ACCESS_TOKEN';
 
   test.each(Object.entries(environments))('%s gives what the relay accepts', (_, environment) => {
     expect(Object.keys(environment).filter((name) => !names.has(name))).toEqual([]);
@@ -142,20 +144,22 @@ describe('settings', () => {
     'cloudbuild.yaml',
     'deploy/nginx.conf',
     'deploy/Caddyfile',
+    'deploy/haproxy.cfg',
+    'deploy/apache.conf',
     'deploy/cluster.Caddyfile',
     'docs/self-hosting.md',
   ])('%s names no setting that does not exist, in words neither', async (file) => {
     const named = (await read(file)).match(
       /\b(?:AMESH|TLS|METRICS|LOG|REDIS)_[A-Z_]*[A-Z]\b|\b(?:PORT|HOST)(?==)/g,
     );
-    expect((named ?? []).filter((name) => !names.has(name))).toEqual([]);
+    expect((named ?? []).filter((name) => name !== CHECKS_OWN && !names.has(name))).toEqual([]);
   });
 });
 
 test('the table of AMESH_TRUST_PROXY has only values that are accepted', async () => {
   const [, table = ''] = (await read('docs/self-hosting.md')).split('## Which `AMESH_TRUST_PROXY`');
   const rules = [...table.matchAll(/^\| [^|]+ \| `([^`]+)`/gm)].map(([, rule]) => rule as string);
-  expect(rules.length).toBe(9);
+  expect(rules.length).toBe(11);
   for (const rule of rules)
     expect(() => readEnvironment({ AMESH_TRUST_PROXY: rule })).not.toThrow();
 });
@@ -252,7 +256,10 @@ describe('ports and paths', () => {
     expect(readinessProbe?.httpGet).toEqual({ path: HEALTH, port: 'http' });
   });
 
-  test('nginx and Caddy', async () => {
+  test('the proxies', async () => {
+    expect(await read('deploy/haproxy.cfg')).toContain(`server relay 127.0.0.1:${port} check`);
+    expect(await read('deploy/haproxy.cfg')).toContain(`option httpchk GET ${HEALTH}\n`);
+    expect(await read('deploy/apache.conf')).toContain(`ProxyPass / http://127.0.0.1:${port}/ `);
     expect(await read('deploy/nginx.conf')).toContain(`proxy_pass http://127.0.0.1:${port};`);
     expect(await read('deploy/Caddyfile')).toContain(`reverse_proxy 127.0.0.1:${port}\n`);
   });

@@ -1,0 +1,120 @@
+/** deploy/prometheus, by Prometheus' own promtool, and against the metrics that the relay has. */
+import { describe, expect, test } from 'bun:test';
+import { join } from 'node:path';
+import { createRegistry } from '../src/observe/metrics.ts';
+import { startRelay, type TestRelay } from './support.ts';
+
+const folder = join(import.meta.dir, '../deploy/prometheus');
+const read = (file: string): Promise<string> => Bun.file(join(folder, file)).text();
+
+interface Alerts {
+  groups: { rules: { alert: string; expr: string }[] }[];
+}
+interface Tests {
+  tests: {
+    input_series: { series: string }[];
+    alert_rule_test: { alertname: string; exp_alerts: object[] }[];
+  }[];
+}
+
+const { rules } = (Bun.YAML.parse(await read('alerts.yml')) as Alerts)
+  .groups[0] as Alerts['groups'][0];
+const cases = (Bun.YAML.parse(await read('alerts.test.yml')) as Tests).tests;
+
+/** Each metric of the relay with the values that its labels have. */
+async function metrics(relay: TestRelay): Promise<Map<string, Set<string>>> {
+  const all = await createRegistry(relay.sockets).getMetricsAsJSON();
+  return new Map(
+    all.map(({ name, values }) => [
+      name,
+      new Set(values.flatMap(({ labels }) => Object.values(labels).map(String))),
+    ]),
+  );
+}
+
+test('every metric and every label of an alert exists', async () => {
+  const known = await metrics(await startRelay());
+  const selectors = [
+    ...rules.map(({ expr }) => expr),
+    ...cases.flatMap(({ input_series }) => input_series.map(({ series }) => series)),
+  ].flatMap((text) => [...text.matchAll(/(amesh_relay_\w+)\{([^}]*)\}/g)]);
+  expect(selectors.length).toBeGreaterThan(20);
+  for (const [, name = '', labels = ''] of selectors) {
+    expect([...known.keys()]).toContain(name);
+    for (const [, values = ''] of labels.matchAll(/(?:code|outcome)=~?"([^"]+)"/g)) {
+      for (const value of values.split('|')) expect([...(known.get(name) ?? [])]).toContain(value);
+    }
+  }
+  // Each is named with its job.
+  for (const { expr } of rules) {
+    for (const [, after] of expr.matchAll(/\bamesh_relay_\w+(.{18})/g)) {
+      expect(after).toBe('{job="amesh-relay"');
+    }
+  }
+});
+
+test('each alert is tried: it fires, and it stays silent', () => {
+  for (const { alert } of rules) {
+    const outcomes = cases
+      .flatMap(({ alert_rule_test }) => alert_rule_test)
+      .filter(({ alertname }) => alertname === alert)
+      .map(({ exp_alerts }) => exp_alerts.length > 0);
+    expect(new Set(outcomes), alert).toEqual(new Set([true, false]));
+  }
+});
+
+test('the jobs, ports and labels are those of the other files', async () => {
+  const { scrape_configs: jobs } = Bun.YAML.parse(await read('prometheus.yml')) as {
+    scrape_configs: { job_name: string }[];
+  };
+  expect(jobs.map(({ job_name }) => job_name)).toEqual(['amesh-relay']);
+  const { metadata, spec } = Bun.YAML.parse(await read('podmonitor.yaml')) as {
+    metadata: { namespace: string };
+    spec: { jobLabel: string; selector: { matchLabels: Record<string, string> } };
+  };
+  expect(spec.selector.matchLabels[spec.jobLabel]).toBe('amesh-relay');
+  const kubernetes = Bun.YAML.parse(await Bun.file(join(folder, '../kubernetes.yaml')).text()) as {
+    kind: string;
+    metadata: { namespace?: string; labels?: Record<string, string> };
+  }[];
+  const deployment = kubernetes.find(({ kind }) => kind === 'Deployment');
+  expect(deployment?.metadata.namespace).toBe(metadata.namespace);
+  expect(deployment?.metadata.labels).toMatchObject(spec.selector.matchLabels);
+});
+
+const promtool = Bun.which('promtool');
+if (!promtool) console.warn('SKIPPED: there is no promtool here to try the alerts with');
+
+describe.skipIf(!promtool)('promtool', () => {
+  const run = async (args: string[], stdin = ''): Promise<string> => {
+    const child = Bun.spawn([promtool as string, ...args], {
+      cwd: folder,
+      stdin: new Blob([stdin]),
+      stdout: 'pipe',
+      stderr: 'pipe',
+    });
+    const [out, err] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+    return `${out}${err}exit ${await child.exited}`;
+  };
+
+  test('the configuration and the rules are valid', async () => {
+    expect(await run(['check', 'config', 'prometheus.yml'])).toEndWith('exit 0');
+  });
+
+  test('each alert fires on what it should, and none through a check, a deploy or a quiet night', async () => {
+    expect(await run(['test', 'rules', 'alerts.test.yml'])).toEndWith('exit 0');
+  }, 30_000);
+
+  test('the metrics are as Prometheus wants them', async () => {
+    const relay = await startRelay({ metricsPort: 0 });
+    await relay.pair();
+    const text = await (await fetch(`http://127.0.0.1:${relay.server.metricsPort}/metrics`)).text();
+    expect(await run(['check', 'metrics'], text)).toBe('exit 0');
+  });
+});
+
+test('docs/self-hosting.md has every alert', async () => {
+  const text = await Bun.file(join(import.meta.dir, '../docs/self-hosting.md')).text();
+  const named = [...text.matchAll(/^\| `(Amesh\w+)`/gm)].map(([, name]) => name);
+  expect(named).toEqual(rules.map(({ alert }) => alert));
+});
