@@ -4,6 +4,7 @@
  */
 // The small build of zod: with the other one, the schema below would take half of the time that the relay needs to start.
 import * as z from 'zod/mini';
+import { AccessToken, TOKEN_FORM } from './admission/access-token.ts';
 import {
   AddressRanges,
   parseProxyRule,
@@ -11,7 +12,6 @@ import {
   RANGES_FORM,
 } from './admission/client-address.ts';
 import { ORIGIN_FORM, parseOrigin } from './admission/origins.ts';
-import { AccessToken, TOKEN_FORM } from './admission/tokens.ts';
 import { REDIS_URL_FORM, RedisUrl } from './cluster/redis-url.ts';
 import { LOG_LEVELS } from './observe/log.ts';
 
@@ -94,14 +94,26 @@ function readBy<In, Out extends object>(read: (value: In) => Out | string) {
   });
 }
 
+function readToken(text: string): AccessToken | string {
+  const token = AccessToken.parse(text);
+  return typeof token === 'string' ? `not accepted, since ${token}; expected ${TOKEN_FORM}` : token;
+}
+
+function readOrigins(list: string[]): string[] | string {
+  const origins = list.map((text) => (text === '*' ? text : parseOrigin(text)));
+  const wrong = origins.indexOf(undefined);
+  if (wrong === -1) return origins as string[];
+  return `${JSON.stringify(list[wrong])} is no origin; expected ${ORIGIN_FORM}`;
+}
+
 function file(help: string) {
   return z
     .optional(z.string().check(z.minLength(1)))
     .register(about, { help, accepts: 'the path of a file', shownDefault: '' });
 }
 
-/** A list with commas or blanks in the environment, and of strings as an option. */
-const words = (text: string): string[] => text.split(/[\s,]+/).filter(Boolean);
+/** The entries of a list with commas or blanks between them; as an option, a list is an array. */
+const entries = (text: string): string[] => text.split(/[\s,]+/).filter(Boolean);
 
 /** An address without a zone, which Bun does not take, or a name. Digits and dots that are no address are no name. */
 const host = z.union([
@@ -139,61 +151,31 @@ const schema = z
       .optional(
         z.pipe(
           z.array(z.string()).check(z.minLength(1)),
-          readBy((list: string[]) => {
-            const ranges = AddressRanges.parse(list);
-            if (ranges instanceof AddressRanges) return ranges;
-            return `${JSON.stringify(ranges)} is no address or range; expected ${RANGES_FORM}`;
-          }),
+          readBy((list: string[]) => AddressRanges.parse(list)),
         ),
       )
       .register(about, {
-        help: 'The only addresses and ranges whose proxy headers count; unset, all.',
+        help: 'The only proxies whose headers count: addresses and ranges. Unset: all.',
         accepts: RANGES_FORM,
         optionAccepts: 'an array of addresses and ranges, such as ["10.0.0.0/8", "2001:db8::1"]',
         shownDefault: '',
-        fromText: words,
+        fromText: entries,
       }),
-    accessToken: z
-      .optional(
-        z.pipe(
-          z.string(),
-          readBy((text: string) => {
-            const token = AccessToken.parse(text);
-            if (token instanceof AccessToken) return token;
-            return `not accepted, since ${token}; expected ${TOKEN_FORM}`;
-          }),
-        ),
-      )
-      .register(about, {
-        help: 'Makes the relay private: only who brings this token may use it.',
-        accepts: TOKEN_FORM,
-        shownDefault: '',
-        isSecret: true,
-      }),
-    accessTokensFile: file(
-      'The same with a file of tokens, one a line: [docs/private-relay.md](docs/private-relay.md).',
-    ),
+    accessToken: z.optional(z.pipe(z.string(), readBy(readToken))).register(about, {
+      help: 'Makes the relay [private](docs/private-relay.md): whoever uses it must bring this token.',
+      accepts: TOKEN_FORM,
+      shownDefault: '',
+      isSecret: true,
+    }),
+    accessTokensFile: file('The same with a file of tokens, one a line.'),
     allowedOrigins: z
-      .pipe(
-        z._default(z.array(z.string()), []),
-        readBy((list: string[]) => {
-          const origins: string[] = [];
-          for (const text of list) {
-            const origin = text === '*' ? text : parseOrigin(text);
-            if (origin === undefined) {
-              return `${JSON.stringify(text)} is no origin; expected ${ORIGIN_FORM}`;
-            }
-            origins.push(origin);
-          }
-          return origins;
-        }),
-      )
+      .pipe(z._default(z.array(z.string()), []), readBy(readOrigins))
       .register(about, {
         help: 'Origins of other web pages that may use the relay, or `*`.',
         accepts: ORIGIN_FORM,
         optionAccepts: 'an array of origins, such as ["https://app.example.com"], or ["*"]',
         shownDefault: '',
-        fromText: words,
+        fromText: entries,
       }),
     sessionTtlMs: seconds(30, 5, 300, 'How long a code waits, and how long a pairing may take.'),
     drainMs: seconds(60, 0, 3600, 'How long a drain waits for pairings under way.'),
@@ -237,7 +219,7 @@ const schema = z
         shownDefault: '',
         isSecret: true,
       }),
-    redisUrlFile: file('File that holds such a URL, which is a secret; in place of `REDIS_URL`.'),
+    redisUrlFile: file('A file with that URL, which may hold a password.'),
     redisPrefix: z
       ._default(z.string().check(z.regex(/^[\w:.{}/-]{1,64}$/)), 'amesh:')
       .register(about, {
@@ -283,7 +265,7 @@ const schema = z
       if (config.trustedProxies && config.trustProxy.by === 'peer') {
         refuse(
           'trustedProxies',
-          'set, but {trustProxy} is not, so no header of theirs would count; set both, or neither',
+          'set, but {trustProxy} is not, so no header of theirs would count; expected both or neither',
         );
       }
       if (metricsPort === port && metricsHost === host && port !== 0) {
@@ -388,8 +370,8 @@ export function changedSettings(
     const { label, text } = givenTo(name, environment, flags);
     const { shownDefault, isSecret } = settings[name];
     if (text === undefined || text === shownDefault) continue;
-    const shown = name === 'redisUrl' ? String(RedisUrl.parse(text)) : '(secret)';
-    changed[label] = isSecret ? shown : text;
+    const withoutSecret = name === 'redisUrl' ? String(RedisUrl.parse(text)) : '(secret)';
+    changed[label] = isSecret ? withoutSecret : text;
   }
   return changed;
 }
@@ -433,7 +415,9 @@ function check(options: RelayOptions, given: (name: SettingName) => Given): Conf
   // A message of our own says more than what is accepted.
   const says = issue.code === 'custom' ? (issue.params?.says as string | undefined) : undefined;
   if (says !== undefined) {
-    const named = says.replaceAll(/\{(\w+)\}/g, (_, other) => given(other as SettingName).label);
+    const named = says.replaceAll(/\{(\w+)\}/g, (braced, other: string) =>
+      Object.hasOwn(settings, other) ? given(other as SettingName).label : braced,
+    );
     throw new ConfigError(`${label}: ${named}`);
   }
   const { isSecret, accepts, optionAccepts = accepts } = settings[name];

@@ -6,8 +6,7 @@ import { TrieRouter } from 'hono/router/trie-router';
 import * as z from 'zod/mini';
 import { name, version } from '../package.json' with { type: 'json' };
 import type { Caller } from './admission/client-address.ts';
-import { HOST, isSecure, shownHost } from './admission/origins.ts';
-import type { Refused } from './admission/tokens.ts';
+import { HOST, isSecure, type Refused, shownHost } from './admission/origins.ts';
 
 /** What `GET /health` says. */
 export interface Health {

@@ -1,7 +1,8 @@
 /** The relay as a whole: it listens, keeps the timers, and stops. */
 import { CallerResolver } from './admission/client-address.ts';
-import { originRefusal } from './admission/origins.ts';
-import { type AccessToken, AccessTokens, type Refused } from './admission/tokens.ts';
+import type { AccessToken } from './admission/access-token.ts';
+import { originRefusal, type Refused } from './admission/origins.ts';
+import { AccessTokens } from './admission/tokens.ts';
 import { type Config, connectable, type SettingName, settings } from './config.ts';
 import type { Clock } from './connection.ts';
 import { createApp, type Health, pathOf, refusal } from './http.ts';

@@ -132,12 +132,14 @@ export class AddressRanges {
     this.#ranges = ranges;
   }
 
-  /** @returns The first entry that is no address and no range, where there is one. */
+  /** @returns What is wrong, where an entry is no address and no range. */
   static parse(list: readonly string[]): AddressRanges | string {
     const ranges: [ipaddr.IPv4 | ipaddr.IPv6, number][] = [];
     for (const text of list) {
       const range = parseRange(text);
-      if (range === undefined) return text;
+      if (range === undefined) {
+        return `${JSON.stringify(text)} is no address and no range; expected ${RANGES_FORM}`;
+      }
       ranges.push(range);
     }
     return new AddressRanges(list, ranges);

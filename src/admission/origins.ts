@@ -3,14 +3,18 @@
  * forge neither that nor the host; other programs name none. So that no page of a stranger spends its visitors' attempts.
  */
 
-import type { Refused } from './tokens.ts';
+/** Why a request for a WebSocket is not let in: for programs, and for a person. */
+export interface Refused {
+  error: 'access_token_missing' | 'access_token_wrong' | 'too_many_wrong_tokens' | 'origin_refused';
+  message: string;
+}
 
 /** A host name or an address, with or without a port. Any other `Host` is not repeated to anyone. */
 export const HOST = /^(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?$/i;
 
 /** What an origin has to be, as it follows "expected" in an error message. */
 export const ORIGIN_FORM =
-  'origins as browsers send them (https://app.example.com, with a port where it is not the usual one), with commas in between, or * for any';
+  'origins as browsers send them (https://app.example.com, without a path), with commas in between, or * for any';
 
 /** An origin in its usual spelling: in lower case, without the port that its scheme has anyway. Undefined if it is none. */
 export function parseOrigin(text: string): string | undefined {
@@ -74,12 +78,14 @@ export function originRefusal(
 const refused = (message: string): Refused => ({ error: 'origin_refused', message });
 
 /**
- * Whether the page comes from the host that the request was sent to. A page without TLS is no part of a relay with TLS. A
- * host without a port counts for every port, since many proxies pass the Host header on without it.
+ * Whether the page comes from the host that the request was sent to. A page without TLS is no part of a relay with. Many
+ * proxies leave the port out of the host that they pass on, as nginx with `$host`: then the name alone has to match.
  */
 function isOwn(origin: string, host: string, isEncrypted: boolean): boolean {
-  const [scheme] = origin.split('://', 1);
+  const [scheme = '', shown = ''] = origin.split('://', 2);
   if (scheme !== 'https' && (scheme !== 'http' || isEncrypted)) return false;
   const own = parseOrigin(`${scheme}://${host}`);
-  return own === origin || (own !== undefined && own === origin.replace(/:\d+$/, ''));
+  if (own === undefined) return false;
+  const hasPort = /:\d+$/.test(host);
+  return own === (hasPort ? origin : `${scheme}://${shown.replace(/:\d+$/, '')}`);
 }

@@ -127,13 +127,10 @@ function problemOf(text: string): string | undefined {
  * @throws {RedisError}
  */
 export async function readRedisUrl(file: string): Promise<RedisUrl> {
-  let problem: string;
-  try {
-    const url = RedisUrl.parse((await readSecretFile(file)).trim());
-    if (url instanceof RedisUrl) return url;
-    problem = `holds no URL that is accepted, since ${url}`;
-  } catch (error) {
-    problem = (error as Error).message;
-  }
-  throw new RedisError(`REDIS_URL_FILE: ${file} ${problem}; expected ${REDIS_URL_FORM}`);
+  const url = await readSecretFile(file).then(
+    (text) => RedisUrl.parse(text.trim()),
+    (error: Error) => error.message,
+  );
+  if (url instanceof RedisUrl) return url;
+  throw new RedisError(`REDIS_URL_FILE: ${file}: ${url}`);
 }

@@ -1,5 +1,5 @@
 /** What the relay counts of itself. Plain numbers, so that counting costs nothing; log and metrics read them. */
-import { UNNAMED } from '../admission/tokens.ts';
+import { UNNAMED } from '../admission/access-token.ts';
 import { errorCodes, rejectReasons, type RejectReason } from '../wire/codes.ts';
 
 export class Stats {
