@@ -100,6 +100,7 @@ const generous = {
   maxFailedPerCode: 1000,
   maxWatches: 10_000,
   maxRefusedInits: 10_000,
+  maxListens: 10_000,
 };
 
 describe.skipIf(!redisServer)('a pairing across instances', () => {
@@ -634,7 +635,10 @@ describe.skipIf(!redisServer)('an instance', () => {
 
   test('drains: its pairs finish, newcomers go to the others, under load none is lost', async () => {
     const redis = await startRedis();
-    const [a, b] = (await startInstances(redis, 2, { maxConnectionsPerClient: 2000 })) as Two;
+    const [a, b] = (await startInstances(redis, 2, {
+      maxConnectionsPerClient: 2000,
+      maxListens: 2000,
+    })) as Two;
     const code = (i: number): string => String(i).padStart(6, '0');
     const pairs = await Promise.all(
       Array.from({ length: 100 }, async (_, i) =>
