@@ -56,6 +56,9 @@ export function pathOf({ url }: { url: string }): string {
   return path.includes('//') ? path.replaceAll(/\/{2,}/g, '/') : path;
 }
 
+/** A list of subprotocols, each a token: RFC 6455, section 11.3.4. Bun would answer with the first, whatever it is. */
+export const SUBPROTOCOLS = /^[!#$%&'*+.^_`|~\w-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~\w-]+)*$/;
+
 /** What a request needs to become a WebSocket: RFC 6455, section 4.2.1. */
 const upgradeHeaders = z.object({
   upgrade: z.string('missing').check(z.regex(/\bwebsocket\b/i, 'must be "websocket"')),
@@ -64,6 +67,9 @@ const upgradeHeaders = z.object({
   'sec-websocket-key': z
     .string('missing')
     .check(z.regex(/^[A-Za-z0-9+/]{22}==$/, 'must be 16 bytes in base64')),
+  'sec-websocket-protocol': z.optional(
+    z.string().check(z.regex(SUBPROTOCOLS, 'must be a list of tokens')),
+  ),
 });
 
 /** JSON with a line break at its end, for those who read it in a terminal. */

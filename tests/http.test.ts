@@ -177,3 +177,21 @@ test('/ws says what a request lacks that is no upgrade', async () => {
   ]);
   expect(await missing({ ...UPGRADE, upgrade: 'h2c' })).toEqual(['upgrade: must be "websocket"']);
 });
+
+test.each([
+  ['chat, super.chat', 101],
+  ['a b', 400],
+  ['@{}', 400],
+  ['a,,b', 400],
+  ['', 400],
+])('the subprotocols %p are answered %p', async (protocols, status) => {
+  const relay = await startRelay();
+  const headers = Object.entries({ ...UPGRADE, 'sec-websocket-protocol': protocols });
+  const lines = headers.map(([name, value]) => `${name}: ${value}`);
+  const answer = await raw(
+    relay.port,
+    ['GET /ws HTTP/1.1', 'Host: relay', ...lines, '\r\n'].join('\r\n'),
+    '\r\n\r\n',
+  );
+  expect(answer).toStartWith(`HTTP/1.1 ${status} `);
+});
