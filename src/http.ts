@@ -98,6 +98,12 @@ export function refusal({ error, message }: Refused): Response {
 /** RFC 6750, section 3. Basic is taken too, and not named: browsers would ask their user for a password. */
 const BEARER = 'Bearer realm="amesh relay"';
 
+/** The path under which a trusted proxy serves the relay, as `X-Forwarded-Prefix` says; empty if there is none. */
+function prefixOf(headers: Headers, trusts: () => boolean): string {
+  const prefix = headers.get('x-forwarded-prefix')?.replace(/\/$/, '') ?? '';
+  return /^(?:\/[\w.~-]+){1,8}$/.test(prefix) && trusts() ? prefix : '';
+}
+
 /** The relay's routes. `app.fetch` takes a request and Bun's server. */
 export function createApp({ health, page, callerOf, isTls, trusts, isPrivate }: AppOptions) {
   // Hono's usual router is compiled at the first request, which would then wait a millisecond.
@@ -142,7 +148,7 @@ export function createApp({ health, page, callerOf, isTls, trusts, isPrivate }: 
       const facts = {
         name,
         version,
-        websocket: `${scheme}://${host}/ws`,
+        websocket: `${scheme}://${host}${prefixOf(headers, () => trusts(peerOf))}/ws`,
         client: { address, source },
         ...(isPrivate && { private: true }),
       };

@@ -195,3 +195,15 @@ test.each([
   );
   expect(answer).toStartWith(`HTTP/1.1 ${status} `);
 });
+
+test.each([
+  ['1', '/relay/', '/relay/ws'],
+  ['1', '/a/b', '/a/b/ws'],
+  ['1', '/"><script>', '/ws'],
+  ['0', '/relay', '/ws'],
+])('with AMESH_TRUST_PROXY=%s the prefix %p leads to %p', async (trustProxy, prefix, path) => {
+  const relay = await startRelay({ trustProxy });
+  const headers = { 'x-forwarded-prefix': prefix };
+  const facts = (await (await fetch(relay.http, { headers })).json()) as { websocket: string };
+  expect(new URL(facts.websocket).pathname).toBe(path);
+});
