@@ -4,6 +4,7 @@ import { readArguments, readFlags } from './arguments.ts';
 import { changedSettings, type Config, ConfigError, unknownSettings } from './config.ts';
 import { createLog, isTerminal, type Log } from './observe/log.ts';
 import type { RelayAddress } from './relay.ts';
+import type { Outcome, Stats } from './observe/stats.ts';
 import { RelayServer } from './server.ts';
 
 const FAILURE = 1;
@@ -46,9 +47,28 @@ async function serve(args: string[]): Promise<void> {
   const address = await relay.start();
   isListening = true;
   await announce(log, config, address, relay.metricsPort, args);
+  if (isTerminal()) tellPairings(log, relay.sockets.stats);
   const unknown = unknownSettings(process.env);
   if (unknown.length > 0) log.warn('unknown AMESH_ variables, ignored', { names: unknown });
 }
+
+/** For people: a line when a pairing begins, and one when it ends. */
+function tellPairings(log: Log, stats: Stats): void {
+  stats.onBegun.push((waitedMs) => {
+    log.info('two devices have met', { after: `${(waitedMs / 1000).toFixed(1)} s` });
+  });
+  stats.onEnded.push((lastedMs, outcome) => {
+    log.info(`their pairing has ${ENDINGS[outcome]}`, {
+      after: `${(lastedMs / 1000).toFixed(1)} s`,
+    });
+  });
+}
+
+const ENDINGS = {
+  completed: 'been completed',
+  expired: 'run out of time',
+  abandoned: 'been broken off',
+} satisfies Record<Outcome, string>;
 
 /** Calls `stop` at each SIGTERM, SIGINT and SIGHUP; SIGUSR1 and SIGUSR2, which would end the process, do nothing. */
 async function onSignals(stop: () => void): Promise<void> {

@@ -56,6 +56,9 @@ export function pathOf({ url }: { url: string }): string {
   return path.includes('//') ? path.replaceAll(/\/{2,}/g, '/') : path;
 }
 
+/** A list of subprotocols, each a token: RFC 6455, section 11.3.4. Bun would answer with the first, whatever it is. */
+export const SUBPROTOCOLS = /^[!#$%&'*+.^_`|~\w-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~\w-]+)*$/;
+
 /** What a request needs to become a WebSocket: RFC 6455, section 4.2.1. */
 const upgradeHeaders = z.object({
   upgrade: z.string('missing').check(z.regex(/\bwebsocket\b/i, 'must be "websocket"')),
@@ -64,6 +67,9 @@ const upgradeHeaders = z.object({
   'sec-websocket-key': z
     .string('missing')
     .check(z.regex(/^[A-Za-z0-9+/]{22}==$/, 'must be 16 bytes in base64')),
+  'sec-websocket-protocol': z.optional(
+    z.string().check(z.regex(SUBPROTOCOLS, 'must be a list of tokens')),
+  ),
 });
 
 /** JSON with a line break at its end, for those who read it in a terminal. */
@@ -91,6 +97,12 @@ export function refusal({ error, message }: Refused): Response {
 
 /** RFC 6750, section 3. Basic is taken too, and not named: browsers would ask their user for a password. */
 const BEARER = 'Bearer realm="amesh relay"';
+
+/** The path under which a trusted proxy serves the relay, as `X-Forwarded-Prefix` says; empty if there is none. */
+function prefixOf(headers: Headers, trusts: () => boolean): string {
+  const prefix = headers.get('x-forwarded-prefix')?.replace(/\/$/, '') ?? '';
+  return /^(?:\/[\w.~-]+){1,8}$/.test(prefix) && trusts() ? prefix : '';
+}
 
 /** The relay's routes. `app.fetch` takes a request and Bun's server. */
 export function createApp({ health, page, callerOf, isTls, trusts, isPrivate }: AppOptions) {
@@ -136,7 +148,7 @@ export function createApp({ health, page, callerOf, isTls, trusts, isPrivate }: 
       const facts = {
         name,
         version,
-        websocket: `${scheme}://${host}/ws`,
+        websocket: `${scheme}://${host}${prefixOf(headers, () => trusts(peerOf))}/ws`,
         client: { address, source },
         ...(isPrivate && { private: true }),
       };

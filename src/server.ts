@@ -5,7 +5,7 @@ import { originRefusal, type Refused } from './admission/origins.ts';
 import { AccessTokens } from './admission/tokens.ts';
 import { type Config, connectable, type SettingName, settings } from './config.ts';
 import type { Clock } from './connection.ts';
-import { createApp, type Health, pathOf, refusal } from './http.ts';
+import { createApp, type Health, pathOf, refusal, SUBPROTOCOLS } from './http.ts';
 import { createLog, type Log } from './observe/log.ts';
 import { maxDescriptors, openDescriptors } from './observe/descriptors.ts';
 import {
@@ -214,7 +214,9 @@ export class RelayServer implements Relay {
         if (path !== '/ws') return app.fetch(request, server);
         const admission = this.#admit(request, server, client, tls !== undefined);
         if (admission && 'error' in admission) return this.#turnAway(client, admission);
-        if (this.sockets.upgrade(server, request, client)) {
+        const protocols = request.headers.get('sec-websocket-protocol');
+        const isClean = protocols === null || SUBPROTOCOLS.test(protocols);
+        if (isClean && this.sockets.upgrade(server, request, client)) {
           if (admission) this.#admitted(client, admission);
           return undefined;
         }

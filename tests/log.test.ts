@@ -1,4 +1,6 @@
 import { expect, test } from 'bun:test';
+import { join } from 'node:path';
+import { ConfigError, createRelayServer } from '../src/index.ts';
 import { createLog, humanLine, jsonLine, type LogLevel } from '../src/observe/log.ts';
 import { Stats } from '../src/observe/stats.ts';
 
@@ -36,6 +38,35 @@ test('plain words at a terminal, in colour if it has any', () => {
   const red = humanLine('error', 'hello', fields, true);
   expect(red).toContain('\u001b[31merror: hello\u001b[0m');
   expect(Bun.stripANSI(red)).toBe(humanLine('error', 'hello', fields, false));
+});
+
+test('a library tells its log function everything from info up, with a level what it names', async () => {
+  const told = async (options: object): Promise<string[]> => {
+    const events: string[] = [];
+    const log = (level: string, message: string) => events.push(`${level} ${message}`);
+    const relay = await createRelayServer({ port: 0, host: '127.0.0.1', log, ...options });
+    await relay.start();
+    await relay.stop({ drain: true });
+    return events;
+  };
+  expect(await told({})).toEqual(['info draining', 'info stopped']);
+  expect(await told({ logLevel: 'warn' })).toEqual([]);
+  const wrong = createRelayServer({ log: 'info' as never });
+  expect(await wrong.catch((error: unknown) => error)).toBeInstanceOf(ConfigError);
+});
+
+test('a library is silent unless it is told to log', async () => {
+  const program = (options: string) =>
+    `import { createRelayServer } from ${JSON.stringify(join(import.meta.dir, '../src/index.ts'))};
+    const relay = await createRelayServer({ port: 0, host: '127.0.0.1' ${options} });
+    await relay.start();
+    await relay.stop({ drain: true });`;
+  const output = async (options: string): Promise<string> => {
+    const child = Bun.spawn([process.execPath, '-e', program(options)], { stderr: 'inherit' });
+    return child.stdout.text();
+  };
+  expect(await output('')).toBe('');
+  expect(await output(", logLevel: 'info'")).toContain('"msg":"stopped"');
 });
 
 test('a summary counts from the last one, and there is none where nothing happened', () => {

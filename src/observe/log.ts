@@ -65,7 +65,7 @@ export function jsonLine(level: EventLevel, msg: string, fields: Fields): string
   return `${JSON.stringify({ time: new Date().toISOString(), level, msg, ...fields })}\n`;
 }
 
-const COLOURS = { debug: '2', info: '0', warn: '33', error: '31' } satisfies Record<
+const COLOURS = { debug: '2', info: '', warn: '33', error: '31' } satisfies Record<
   EventLevel,
   string
 >;
@@ -78,7 +78,7 @@ export function humanLine(
   inColour: boolean = Bun.enableANSIColors,
 ): string {
   const paint = (code: string, text: string): string =>
-    inColour && text ? `\u001b[${code}m${text}\u001b[0m` : text;
+    inColour && code && text ? `\u001b[${code}m${text}\u001b[0m` : text;
   const time = new Date().toTimeString().slice(0, 8);
   const told = Object.entries(fields)
     .filter(([, value]) => value !== undefined)

@@ -171,8 +171,8 @@ export function createRegistry(sockets: Sockets): Registry {
     buckets: WAIT_BUCKETS_SECONDS,
     registers,
   });
-  stats.onBegun = (milliseconds) => waited.observe(milliseconds / 1000);
-  stats.onEnded = (milliseconds) => lasted.observe(milliseconds / 1000);
+  stats.onBegun.push((milliseconds) => waited.observe(milliseconds / 1000));
+  stats.onEnded.push((milliseconds) => lasted.observe(milliseconds / 1000));
   return registry;
 }
 

@@ -2,6 +2,9 @@
 import { UNNAMED } from '../admission/access-token.ts';
 import { errorCodes, rejectReasons, type RejectReason } from '../wire/codes.ts';
 
+/** How a session ends. */
+export type Outcome = 'completed' | 'expired' | 'abandoned';
+
 export class Stats {
   connectionsAccepted = 0;
   framesForwarded = 0;
@@ -38,10 +41,10 @@ export class Stats {
     'expired',
     'abandoned',
   ] as const);
-  /** Set by the metrics, where somebody reads them: milliseconds from `listen` to `peer_found`. */
-  onBegun: ((waitedMs: number) => void) | undefined;
-  /** Set by the metrics, where somebody reads them: milliseconds from `peer_found` to the end. */
-  onEnded: ((lastedMs: number) => void) | undefined;
+  /** Told of each pairing that begins, with the milliseconds from `listen` to `peer_found`. */
+  readonly onBegun: ((waitedMs: number) => void)[] = [];
+  /** Told of each pairing that ends, with the milliseconds since `peer_found`. */
+  readonly onEnded: ((lastedMs: number, outcome: Outcome) => void)[] = [];
   #last = this.#total();
 
   /** Counts by these names of access tokens from now on, and forgets names that are gone, so that they stay few. */
