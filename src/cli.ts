@@ -82,44 +82,23 @@ async function onSignals(stop: () => void): Promise<void> {
   if ((BigInt(`0x${ignored}`) & 1n) === 0n) process.on('SIGHUP', stop);
 }
 
-/** Logs where the relay listens and its settings: all of them for machines, for people only what they changed. */
+/** Logs the settings: all of them for machines, and for people where the page is and what they changed. */
 async function announce(
   log: Log,
   config: Config,
-  { host, port, url }: RelayAddress,
+  { url }: RelayAddress,
   metrics: number | undefined,
   args: string[],
 ): Promise<void> {
-  const http = url.replace(/^ws/, 'http').slice(0, -'/ws'.length);
-  const families = await familiesOf(host);
   if (!isTerminal()) {
-    log.info('listening', {
-      websocket: url,
-      health: `${http}/health`,
-      host,
-      port,
-      families,
-      version,
-      metrics,
-    });
     log.info('settings', config);
     return;
   }
-  log.info(`amesh relay ${version} is listening`, { at: url, families: families?.join(' and ') });
-  if (config.page) log.info(`See it and try it in a browser: ${http}/`);
+  const page = url.replace(/^ws/, 'http').slice(0, -'ws'.length);
+  if (config.page) log.info(`See it and try it in a browser: ${page}`);
   if (metrics !== undefined) log.info('metrics are on', { port: metrics });
   const changed = changedSettings(process.env, await readFlags(args));
   if (Object.keys(changed).length > 0) log.info('settings that you changed', changed);
-}
-
-/** The address families that a host serves; undefined for a name, which may have either. */
-async function familiesOf(host: string): Promise<string[] | undefined> {
-  if (/^[\d.]+$/.test(host)) return ['IPv4'];
-  if (!host.includes(':')) return undefined;
-  if (host !== '::') return ['IPv6'];
-  const { networkInterfaces } = await import('node:os');
-  const addresses = Object.values(networkInterfaces()).flat();
-  return addresses.some((address) => address?.family === 'IPv6') ? ['IPv4', 'IPv6'] : ['IPv4'];
 }
 
 async function main(args: string[]): Promise<void> {

@@ -1,4 +1,5 @@
 /** The relay as a whole: it listens, keeps the timers, and stops. */
+import { version } from '../package.json' with { type: 'json' };
 import { CallerResolver } from './admission/client-address.ts';
 import type { AccessToken } from './admission/access-token.ts';
 import { originRefusal, type Refused } from './admission/origins.ts';
@@ -130,7 +131,18 @@ export class RelayServer implements Relay {
       });
     }
     const bound = this.#server.port as number;
-    return { host, port: bound, url: `${tls ? 'wss' : 'ws'}://${connectable(host)}:${bound}/ws` };
+    const authority = `${connectable(host)}:${bound}`;
+    const url = `${tls ? 'wss' : 'ws'}://${authority}/ws`;
+    this.#log.info('listening', {
+      websocket: url,
+      health: `${tls ? 'https' : 'http'}://${authority}/health`,
+      host,
+      port: bound,
+      families: await familiesOf(host),
+      version,
+      metrics: this.metricsPort,
+    });
+    return { host, port: bound, url };
   }
 
   async stop({ drain = false }: StopOptions = {}): Promise<void> {
@@ -298,6 +310,16 @@ function tooManyRequests(): Response {
     status: 429,
     headers: { 'content-type': 'application/json', 'retry-after': '1', connection: 'close' },
   });
+}
+
+/** The address families that a host serves; undefined for a name, which may have either. */
+async function familiesOf(host: string): Promise<string[] | undefined> {
+  if (/^[\d.]+$/.test(host)) return ['IPv4'];
+  if (!host.includes(':')) return undefined;
+  if (host !== '::') return ['IPv6'];
+  const { networkInterfaces } = await import('node:os');
+  const addresses = Object.values(networkInterfaces()).flat();
+  return addresses.some((address) => address?.family === 'IPv6') ? ['IPv4', 'IPv6'] : ['IPv4'];
 }
 
 /** Takes an address, or says in one line why it can't be had. Bun calls an unknown host a port in use. */
