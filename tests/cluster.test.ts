@@ -664,7 +664,7 @@ describe.skipIf(!redisServer)('an instance', () => {
     await within(stopped, 'the drain to end');
     const { stats } = a.sockets;
     expect(stats.completed + b.sockets.stats.completed).toBe(100);
-    const next = await startInstances(redis, 1);
+    const next = await startInstances(redis, 1, { maxListens: 2000 });
     await pairAcross(next[0] as TestRelay, b);
   }, 20_000);
 
