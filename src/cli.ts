@@ -36,7 +36,7 @@ async function serve(args: string[]): Promise<void> {
   let isListening = false;
   let drain = true;
   // Before the start, since process 1 of a container does not end on a signal that it does not handle.
-  await onSignals(() => {
+  onSignals(() => {
     if (!isListening) process.exit(0);
     relay.stop({ drain }).then(
       () => process.exit(0),
@@ -71,15 +71,21 @@ const ENDINGS = {
 } satisfies Record<Outcome, string>;
 
 /** Calls `stop` at each SIGTERM, SIGINT and SIGHUP; SIGUSR1 and SIGUSR2, which would end the process, do nothing. */
-async function onSignals(stop: () => void): Promise<void> {
+function onSignals(stop: () => void): void {
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, stop);
   for (const signal of ['SIGUSR1', 'SIGUSR2'] as const) process.on(signal, () => {});
-  // SIGHUP stays ignored where it was at the start: by nohup, that is. Only Linux says so.
+  void ignoresHangup().then((ignores) => {
+    if (!ignores) process.on('SIGHUP', stop);
+  });
+}
+
+/** Whether SIGHUP was ignored when this process started, which is what nohup does. Only Linux tells. */
+async function ignoresHangup(): Promise<boolean> {
   const status = await Bun.file('/proc/self/status')
     .text()
     .catch(() => '');
-  const ignored = /^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? '0';
-  if ((BigInt(`0x${ignored}`) & 1n) === 0n) process.on('SIGHUP', stop);
+  const mask = /^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? '0';
+  return (BigInt(`0x${mask}`) & 1n) === 1n;
 }
 
 /** Logs the settings: all of them for machines, and for people where the page is and what they changed. */

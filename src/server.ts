@@ -49,7 +49,6 @@ export class RelayServer implements Relay {
   #server: BunServer | undefined;
   #cluster: { leave: () => Promise<void> } | undefined;
   #metrics: { port: number; stop: () => Promise<void> } | undefined;
-  readonly #isShortOfRoom: boolean;
   #isShortOfDescriptors = false;
   #timers: NodeJS.Timeout[] = [];
   #state: 'new' | 'started' | 'stopped' = 'new';
@@ -57,15 +56,12 @@ export class RelayServer implements Relay {
   #stopped: Promise<void> | undefined;
 
   constructor(config: Config, { now = () => performance.now(), log }: Internals = {}) {
-    // Beyond its limit of descriptors a process can neither accept nor refuse anybody.
-    const room = Math.max(1, maxDescriptors() - SPARE_DESCRIPTORS);
-    this.#config = { ...config, maxConnections: Math.min(config.maxConnections, room) };
-    this.#isShortOfRoom = room < config.maxConnections;
+    this.#config = config;
     this.#now = now;
     this.#log = log ?? createLog(config.logLevel);
     const warn = (message: string): void => this.#log.warn(message);
     this.#callers = new CallerResolver(config.trustProxy, warn, config.trustedProxies);
-    this.sockets = new Sockets(this.#config, this.#log, now);
+    this.sockets = new Sockets(config, this.#log, now);
   }
 
   /** The port of the metrics, where there are any. */
@@ -124,12 +120,6 @@ export class RelayServer implements Relay {
       setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
       setInterval(() => void this.#tokens?.reload(), RELOAD_EVERY_MS),
     ];
-    if (this.#isShortOfRoom) {
-      this.#log.warn('the limit of open files (nofile) allows fewer than AMESH_MAX_CONNECTIONS', {
-        nofile: maxDescriptors(),
-        maxConnections: this.#config.maxConnections,
-      });
-    }
     const bound = this.#server.port as number;
     const authority = `${connectable(host)}:${bound}`;
     const url = `${tls ? 'wss' : 'ws'}://${authority}/ws`;
@@ -142,6 +132,7 @@ export class RelayServer implements Relay {
       version,
       metrics: this.metricsPort,
     });
+    await this.#fitDescriptors();
     return { host, port: bound, url };
   }
 
@@ -270,9 +261,21 @@ export class RelayServer implements Relay {
     return refusal(refused);
   }
 
-  /** At its limit of descriptors a process can accept nobody, and says nothing of it by itself. */
-  #lookAtDescriptors(): void {
-    const [open, max] = [openDescriptors(), maxDescriptors()];
+  /** At its limit of descriptors a process can neither accept nor refuse anybody, so it takes fewer sockets than that. */
+  async #fitDescriptors(): Promise<void> {
+    const nofile = await maxDescriptors();
+    const room = Math.max(1, nofile - SPARE_DESCRIPTORS);
+    if (room >= this.#config.maxConnections) return;
+    this.sockets.connections.maxConnections = room;
+    this.#log.warn('the limit of open files (nofile) allows fewer than AMESH_MAX_CONNECTIONS', {
+      nofile,
+      sockets: room,
+    });
+  }
+
+  /** Such a process says nothing of it by itself. */
+  async #lookAtDescriptors(): Promise<void> {
+    const [open, max] = await Promise.all([openDescriptors(), maxDescriptors()]);
     const isShort = open > max * 0.9;
     if (isShort && !this.#isShortOfDescriptors) {
       this.#log.warn('file descriptors run short; raise the limit of open files (nofile)', {
@@ -289,7 +292,7 @@ export class RelayServer implements Relay {
   }
 
   #summarise(): void {
-    this.#lookAtDescriptors();
+    void this.#lookAtDescriptors();
     const summary = this.sockets.stats.sinceLast();
     if (!summary) return;
     const { connections, pairing } = this.sockets;
