@@ -16,6 +16,8 @@ async function start(env: Record<string, string>): Promise<{ url: string; pid: n
       HOST: '127.0.0.1',
       AMESH_MAX_CONNECTIONS_PER_CLIENT: '100000',
       AMESH_MAX_LISTENS: '1000000',
+      AMESH_MAX_BYTES_PER_SECOND: '1073741824',
+      AMESH_MAX_SESSION_BYTES: '1073741824',
       ...env,
     },
     stdout: 'pipe',

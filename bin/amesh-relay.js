@@ -1,7 +1,8 @@
 #!/bin/sh
-":" //# ; command -v bun >/dev/null 2>&1 && exec bun "$0" "$@"; exec node "$0" "$@"
+":" //# ; command -v bun >/dev/null 2>&1 && exec bun --env-file=/dev/null --config=/dev/null "$0" "$@"; exec node "$0" "$@"
 
-// sh reads the line above and starts Bun on this file, wherever there is one; Node only gets to say what it lacks.
+// The shell runs the line above: it starts Bun on this file, so that neither the .env nor the bunfig.toml of the current
+// folder is read. Where there is no Bun, Node says so. To JavaScript, that line is a string and a comment.
 import { bunIsMissing } from './bun-is-missing.js';
 
 const problem = bunIsMissing();

@@ -1,20 +1,24 @@
-/** The `amesh-relay` command. */
+/** The `amesh-relay` command: arguments, subcommands, signals and exit codes. */
 import { version } from '../package.json' with { type: 'json' };
-import { readArguments } from './arguments.ts';
-import { unknownSettings } from './config.ts';
-import { createLog } from './observe/log.ts';
+import { readArguments, readFlags } from './arguments.ts';
+import { changedSettings, type Config, ConfigError, unknownSettings } from './config.ts';
+import { createLog, isTerminal, type Log } from './observe/log.ts';
+import type { RelayAddress } from './relay.ts';
+import type { Outcome, Stats } from './observe/stats.ts';
 import { RelayServer } from './server.ts';
 
-const USAGE_ERROR = 2;
 const FAILURE = 1;
+const USAGE_ERROR = 2;
+/** What a shell reports of a program that a closed pipe has ended: 128 + SIGPIPE. */
+const CLOSED_PIPE = 141;
 
 /**
- * A subcommand: takes the arguments after its name, resolves to the exit code. What `parseArgs` throws, and a
- * `ConfigError`, is told as wrong usage; help and version are answered before.
+ * A subcommand. It takes the arguments after its name and resolves to the exit code. If it throws a `ConfigError`, or
+ * an error of `parseArgs`, that is reported as wrong usage.
  */
 export type Command = (args: string[]) => Promise<number>;
 
-/** Every subcommand, loaded only when it is the one that runs. */
+/** The subcommands. Each is loaded only if it is the one that runs. */
 const commands: Record<string, () => Promise<Command>> = {
   health: async () => (await import('./check/health.ts')).health,
   check: async () => (await import('./check/check.ts')).check,
@@ -29,52 +33,130 @@ async function serve(args: string[]): Promise<void> {
   const config = await readArguments(args);
   const log = createLog(config.logLevel);
   const relay = new RelayServer(config, { log });
-  const { host, port, url } = await relay.start();
-  const health = `${url.replace(/^ws/, 'http').slice(0, -'/ws'.length)}/health`;
-  const metrics = relay.metricsPort;
-  log.info('listening', { websocket: url, health, host, port, version, metrics });
-  log.info('settings', config);
-  const unknown = unknownSettings(process.env);
-  if (unknown.length > 0)
-    log.warn('these are set, and are no settings of the relay', { names: unknown });
-
+  let isListening = false;
   let drain = true;
-  const stop = (): void => {
+  // Before the start, since process 1 of a container does not end on a signal that it does not handle.
+  await onSignals(() => {
+    if (!isListening) process.exit(0);
     relay.stop({ drain }).then(
       () => process.exit(0),
       (error: unknown) => fail(String(error), FAILURE),
     );
     drain = false;
-  };
-  for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, stop);
+  });
+  const address = await relay.start();
+  isListening = true;
+  await announce(log, config, address, relay.metricsPort, args);
+  if (isTerminal()) tellPairings(log, relay.sockets.stats);
+  const unknown = unknownSettings(process.env);
+  if (unknown.length > 0) log.warn('unknown AMESH_ variables, ignored', { names: unknown });
+}
+
+/** For people: a line when a pairing begins, and one when it ends. */
+function tellPairings(log: Log, stats: Stats): void {
+  stats.onBegun.push((waitedMs) => {
+    log.info('two devices have met', { after: `${(waitedMs / 1000).toFixed(1)} s` });
+  });
+  stats.onEnded.push((lastedMs, outcome) => {
+    log.info(`their pairing has ${ENDINGS[outcome]}`, {
+      after: `${(lastedMs / 1000).toFixed(1)} s`,
+    });
+  });
+}
+
+const ENDINGS = {
+  completed: 'been completed',
+  expired: 'run out of time',
+  abandoned: 'been broken off',
+} satisfies Record<Outcome, string>;
+
+/** Calls `stop` at each SIGTERM, SIGINT and SIGHUP; SIGUSR1 and SIGUSR2, which would end the process, do nothing. */
+async function onSignals(stop: () => void): Promise<void> {
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, stop);
+  for (const signal of ['SIGUSR1', 'SIGUSR2'] as const) process.on(signal, () => {});
+  // SIGHUP stays ignored where it was at the start: by nohup, that is. Only Linux says so.
+  const status = await Bun.file('/proc/self/status')
+    .text()
+    .catch(() => '');
+  const ignored = /^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? '0';
+  if ((BigInt(`0x${ignored}`) & 1n) === 0n) process.on('SIGHUP', stop);
+}
+
+/** Logs where the relay listens and its settings: all of them for machines, for people only what they changed. */
+async function announce(
+  log: Log,
+  config: Config,
+  { host, port, url }: RelayAddress,
+  metrics: number | undefined,
+  args: string[],
+): Promise<void> {
+  const http = url.replace(/^ws/, 'http').slice(0, -'/ws'.length);
+  const families = await familiesOf(host);
+  if (!isTerminal()) {
+    log.info('listening', {
+      websocket: url,
+      health: `${http}/health`,
+      host,
+      port,
+      families,
+      version,
+      metrics,
+    });
+    log.info('settings', config);
+    return;
+  }
+  log.info(`amesh relay ${version} is listening`, { at: url, families: families?.join(' and ') });
+  if (config.page) log.info(`See it and try it in a browser: ${http}/`);
+  if (metrics !== undefined) log.info('metrics are on', { port: metrics });
+  const changed = changedSettings(process.env, await readFlags(args));
+  if (Object.keys(changed).length > 0) log.info('settings that you changed', changed);
+}
+
+/** The address families that a host serves; undefined for a name, which may have either. */
+async function familiesOf(host: string): Promise<string[] | undefined> {
+  if (/^[\d.]+$/.test(host)) return ['IPv4'];
+  if (!host.includes(':')) return undefined;
+  if (host !== '::') return ['IPv6'];
+  const { networkInterfaces } = await import('node:os');
+  const addresses = Object.values(networkInterfaces()).flat();
+  return addresses.some((address) => address?.family === 'IPv6') ? ['IPv4', 'IPv6'] : ['IPv4'];
 }
 
 async function main(args: string[]): Promise<void> {
-  if (args.includes('--help') || args.includes('-h')) {
-    process.stdout.write((await import('./help.ts')).help);
-    return;
-  }
-  if (args.includes('--version') || args.includes('-v')) {
-    process.stdout.write(`${version}\n`);
-    return;
-  }
   const [name = '', ...rest] = args;
-  if (!Object.hasOwn(commands, name)) return serve(args);
-  const command = await commands[name]?.();
-  process.exit(await command?.(rest));
+  const isServing = args.length === 0 || name.startsWith('-');
+  const asksHelp = args.includes('--help') || args.includes('-h');
+  const asksVersion = args.includes('--version') || args.includes('-v');
+  if (isServing && !asksHelp && !asksVersion) return serve(args);
+
+  // A reader that has seen enough (`amesh-relay check … | head -2`) is no failure to report.
+  process.stdout.on('error', () => process.exit(CLOSED_PIPE));
+  if (asksHelp) {
+    process.stdout.write((await import('./help.ts')).help);
+  } else if (asksVersion) {
+    process.stdout.write(`${version}\n`);
+  } else if (Object.hasOwn(commands, name)) {
+    const command = await commands[name]?.();
+    process.exit(await command?.(rest));
+  } else {
+    const { nearest } = await import('./help.ts');
+    const names = Object.keys(commands);
+    const meant = nearest(name, names);
+    throw new ConfigError(
+      `there is no command ${JSON.stringify(name)}; ${meant ? `did you mean ${meant}?` : `expected ${names.join(' or ')}, or none to run the relay.`} See amesh-relay --help.`,
+    );
+  }
 }
 
 main(process.argv.slice(2)).catch((error: Error & { code?: string }) => {
   const { code = '', message } = error;
   if (code === 'ERR_RELAY_CONFIG') fail(message, USAGE_ERROR);
-  if (['ERR_RELAY_LISTEN', 'ERR_RELAY_TLS', 'ERR_RELAY_REDIS'].includes(code)) {
+  if (['ERR_RELAY_LISTEN', 'ERR_RELAY_TLS', 'ERR_RELAY_REDIS', 'ERR_RELAY_TOKENS'].includes(code)) {
     fail(message, FAILURE);
   }
   if (code.startsWith('ERR_PARSE_ARGS')) {
-    fail(
-      `${message.replaceAll(/\s+/g, ' ').replace(/\.?$/, '.')} See amesh-relay --help.`,
-      USAGE_ERROR,
-    );
+    const line = message.replaceAll(/\s+/g, ' ').replace(/\.?$/, '.');
+    fail(`${line} See amesh-relay --help.`, USAGE_ERROR);
   }
   throw error;
 });

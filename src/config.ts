@@ -4,7 +4,14 @@
  */
 // The small build of zod: with the other one, the schema below would take half of the time that the relay needs to start.
 import * as z from 'zod/mini';
-import { parseProxyRule, PROXY_RULE_FORMS } from './admission/client-address.ts';
+import { AccessToken, TOKEN_FORM } from './admission/access-token.ts';
+import {
+  AddressRanges,
+  parseProxyRule,
+  PROXY_RULE_FORMS,
+  RANGES_FORM,
+} from './admission/client-address.ts';
+import { ORIGIN_FORM, parseOrigin } from './admission/origins.ts';
 import { REDIS_URL_FORM, RedisUrl } from './cluster/redis-url.ts';
 import { LOG_LEVELS } from './observe/log.ts';
 
@@ -87,11 +94,26 @@ function readBy<In, Out extends object>(read: (value: In) => Out | string) {
   });
 }
 
+function readToken(text: string): AccessToken | string {
+  const token = AccessToken.parse(text);
+  return typeof token === 'string' ? `not accepted, since ${token}; expected ${TOKEN_FORM}` : token;
+}
+
+function readOrigins(list: string[]): string[] | string {
+  const origins = list.map((text) => (text === '*' ? text : parseOrigin(text)));
+  const wrong = origins.indexOf(undefined);
+  if (wrong === -1) return origins as string[];
+  return `${JSON.stringify(list[wrong])} is no origin; expected ${ORIGIN_FORM}`;
+}
+
 function file(help: string) {
   return z
     .optional(z.string().check(z.minLength(1)))
     .register(about, { help, accepts: 'the path of a file', shownDefault: '' });
 }
+
+/** The entries of a list with commas or blanks between them; as an option, a list is an array. */
+const entries = (text: string): string[] => text.split(/[\s,]+/).filter(Boolean);
 
 /** An address without a zone, which Bun does not take, or a name. Digits and dots that are no address are no name. */
 const host = z.union([
@@ -124,6 +146,36 @@ const schema = z
         help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
         accepts: PROXY_RULE_FORMS,
         shownDefault: '0',
+      }),
+    trustedProxies: z
+      .optional(
+        z.pipe(
+          z.array(z.string()).check(z.minLength(1)),
+          readBy((list: string[]) => AddressRanges.parse(list)),
+        ),
+      )
+      .register(about, {
+        help: 'The only proxies whose headers count: addresses and ranges. Unset: all.',
+        accepts: RANGES_FORM,
+        optionAccepts: 'an array of addresses and ranges, such as ["10.0.0.0/8", "2001:db8::1"]',
+        shownDefault: '',
+        fromText: entries,
+      }),
+    accessToken: z.optional(z.pipe(z.string(), readBy(readToken))).register(about, {
+      help: 'Makes the relay [private](docs/private-relay.md): whoever uses it must bring this token.',
+      accepts: TOKEN_FORM,
+      shownDefault: '',
+      isSecret: true,
+    }),
+    accessTokensFile: file('The same with a file of tokens, one a line.'),
+    allowedOrigins: z
+      .pipe(z._default(z.array(z.string()), []), readBy(readOrigins))
+      .register(about, {
+        help: 'Origins of other web pages that may use the relay, or `*`.',
+        accepts: ORIGIN_FORM,
+        optionAccepts: 'an array of origins, such as ["https://app.example.com"], or ["*"]',
+        shownDefault: '',
+        fromText: entries,
       }),
     sessionTtlMs: seconds(30, 5, 300, 'How long a code waits, and how long a pairing may take.'),
     drainMs: seconds(60, 0, 3600, 'How long a drain waits for pairings under way.'),
@@ -167,6 +219,7 @@ const schema = z
         shownDefault: '',
         isSecret: true,
       }),
+    redisUrlFile: file('A file with that URL, which may hold a password.'),
     redisPrefix: z
       ._default(z.string().check(z.regex(/^[\w:.{}/-]{1,64}$/)), 'amesh:')
       .register(about, {
@@ -206,6 +259,15 @@ const schema = z
       if (tlsKeyFile !== undefined && tlsCertFile === undefined) {
         refuse('tlsCertFile', 'not set, but {tlsKeyFile} is; expected both or neither');
       }
+      if (config.redisUrl && config.redisUrlFile !== undefined) {
+        refuse('redisUrlFile', 'set, and {redisUrl} too; expected one of them');
+      }
+      if (config.trustedProxies && config.trustProxy.by === 'peer') {
+        refuse(
+          'trustedProxies',
+          'set, but {trustProxy} is not, so no header of theirs would count; expected both or neither',
+        );
+      }
       if (metricsPort === port && metricsHost === host && port !== 0) {
         refuse('metricsPort', `got ${port}, expected another port than {port} has`);
       }
@@ -234,7 +296,9 @@ export interface Setting extends About {
 
 /** These environment variables have the names that other programs give them; all others begin with `AMESH_`. */
 const COMMON_NAMES = new Set(
-  'port host tlsCertFile tlsKeyFile redisUrl logLevel metricsPort metricsHost'.split(' '),
+  'port host tlsCertFile tlsKeyFile redisUrl redisUrlFile logLevel metricsPort metricsHost'.split(
+    ' ',
+  ),
 );
 
 function environmentName(option: string): string {
@@ -306,7 +370,8 @@ export function changedSettings(
     const { label, text } = givenTo(name, environment, flags);
     const { shownDefault, isSecret } = settings[name];
     if (text === undefined || text === shownDefault) continue;
-    changed[label] = isSecret ? String(RedisUrl.parse(text)) : text;
+    const withoutSecret = name === 'redisUrl' ? String(RedisUrl.parse(text)) : '(secret)';
+    changed[label] = isSecret ? withoutSecret : text;
   }
   return changed;
 }
@@ -321,10 +386,9 @@ export function unknownSettings(environment: Record<string, string | undefined>)
   );
 }
 
-/** The host as another program on this machine can reach it, ready for a URL. */
+/** The host as another program on this machine can reach it, ready for a URL. `::` serves IPv4 too, even without IPv6. */
 export function connectable(host: string): string {
-  if (host === '0.0.0.0') return '127.0.0.1';
-  if (host === '::') return '[::1]';
+  if (host === '0.0.0.0' || host === '::') return '127.0.0.1';
   return host.includes(':') ? `[${host}]` : host;
 }
 
@@ -351,7 +415,9 @@ function check(options: RelayOptions, given: (name: SettingName) => Given): Conf
   // A message of our own says more than what is accepted.
   const says = issue.code === 'custom' ? (issue.params?.says as string | undefined) : undefined;
   if (says !== undefined) {
-    const named = says.replaceAll(/\{(\w+)\}/g, (_, other) => given(other as SettingName).label);
+    const named = says.replaceAll(/\{(\w+)\}/g, (braced, other: string) =>
+      Object.hasOwn(settings, other) ? given(other as SettingName).label : braced,
+    );
     throw new ConfigError(`${label}: ${named}`);
   }
   const { isSecret, accepts, optionAccepts = accepts } = settings[name];

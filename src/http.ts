@@ -6,6 +6,7 @@ import { TrieRouter } from 'hono/router/trie-router';
 import * as z from 'zod/mini';
 import { name, version } from '../package.json' with { type: 'json' };
 import type { Caller } from './admission/client-address.ts';
+import { HOST, isSecure, type Refused, shownHost } from './admission/origins.ts';
 
 /** What `GET /health` says. */
 export interface Health {
@@ -22,8 +23,10 @@ export interface AppOptions {
   callerOf: (request: Request, peerOf: () => string | undefined) => Caller;
   /** Whether the relay itself speaks TLS. */
   isTls: boolean;
-  /** Whether the headers of a proxy are to be believed. */
-  trustsProxy: boolean;
+  /** Whether the proxy that a request came through is to be believed; `peerOf` as above. */
+  trusts: (peerOf: () => string | undefined) => boolean;
+  /** Whether a WebSocket needs an access token. */
+  isPrivate: boolean;
 }
 
 /** What Bun passes to `fetch` beside the request. */
@@ -53,8 +56,8 @@ export function pathOf({ url }: { url: string }): string {
   return path.includes('//') ? path.replaceAll(/\/{2,}/g, '/') : path;
 }
 
-/** A host name or an address, with or without a port. Any other `Host` is not repeated to anyone. */
-const HOST = /^(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?$/i;
+/** A list of subprotocols, each a token: RFC 6455, section 11.3.4. Bun would answer with the first, whatever it is. */
+export const SUBPROTOCOLS = /^[!#$%&'*+.^_`|~\w-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~\w-]+)*$/;
 
 /** What a request needs to become a WebSocket: RFC 6455, section 4.2.1. */
 const upgradeHeaders = z.object({
@@ -64,14 +67,45 @@ const upgradeHeaders = z.object({
   'sec-websocket-key': z
     .string('missing')
     .check(z.regex(/^[A-Za-z0-9+/]{22}==$/, 'must be 16 bytes in base64')),
+  'sec-websocket-protocol': z.optional(
+    z.string().check(z.regex(SUBPROTOCOLS, 'must be a list of tokens')),
+  ),
 });
 
 /** JSON with a line break at its end, for those who read it in a terminal. */
 const json = (c: Context, value: object, status: 200 | 400 | 404 | 405 | 414 | 500 | 503 = 200) =>
   c.body(`${JSON.stringify(value)}\n`, status, { 'content-type': 'application/json' });
 
+const STATUS = {
+  access_token_missing: 401,
+  access_token_wrong: 401,
+  origin_refused: 403,
+  too_many_wrong_tokens: 429,
+} as const;
+
+/** The answer to a request for a WebSocket that is refused before the upgrade. */
+export function refusal({ error, message }: Refused): Response {
+  const status = STATUS[error];
+  const headers = new Headers({ 'content-type': 'application/json', 'cache-control': 'no-store' });
+  if (error === 'access_token_missing') headers.set('www-authenticate', BEARER);
+  if (error === 'access_token_wrong') {
+    headers.set('www-authenticate', `${BEARER}, error="invalid_token"`);
+  }
+  if (error === 'too_many_wrong_tokens') headers.set('retry-after', '60');
+  return new Response(`${JSON.stringify({ error, message })}\n`, { status, headers });
+}
+
+/** RFC 6750, section 3. Basic is taken too, and not named: browsers would ask their user for a password. */
+const BEARER = 'Bearer realm="amesh relay"';
+
+/** The path under which a trusted proxy serves the relay, as `X-Forwarded-Prefix` says; empty if there is none. */
+function prefixOf(headers: Headers, trusts: () => boolean): string {
+  const prefix = headers.get('x-forwarded-prefix')?.replace(/\/$/, '') ?? '';
+  return /^(?:\/[\w.~-]+){1,8}$/.test(prefix) && trusts() ? prefix : '';
+}
+
 /** The relay's routes. `app.fetch` takes a request and Bun's server. */
-export function createApp({ health, page, callerOf, isTls, trustsProxy }: AppOptions) {
+export function createApp({ health, page, callerOf, isTls, trusts, isPrivate }: AppOptions) {
   // Hono's usual router is compiled at the first request, which would then wait a millisecond.
   const app = new Hono<Environment>({ getPath: pathOf, router: new TrieRouter() });
 
@@ -103,18 +137,20 @@ export function createApp({ health, page, callerOf, isTls, trustsProxy }: AppOpt
 
   if (page) {
     app.get('/', async (c) => {
-      const host = c.req.header('host') ?? '';
+      const { headers } = c.req.raw;
+      const peerOf = () => c.env.requestIP?.(c.req.raw)?.address;
+      const host = shownHost(headers, () => trusts(peerOf));
       if (!HOST.test(host) || !URL.canParse(`ws://${host}`)) {
         return json(c, { error: 'invalid_host' }, 400);
       }
-      const isSecure =
-        isTls || (trustsProxy && /^https\b/i.test(c.req.header('x-forwarded-proto') ?? ''));
-      const { address, source } = callerOf(c.req.raw, () => c.env.requestIP?.(c.req.raw)?.address);
+      const scheme = isSecure(headers, isTls, () => trusts(peerOf)) ? 'wss' : 'ws';
+      const { address, source } = callerOf(c.req.raw, peerOf);
       const facts = {
         name,
         version,
-        websocket: `${isSecure ? 'wss' : 'ws'}://${host}/ws`,
+        websocket: `${scheme}://${host}${prefixOf(headers, () => trusts(peerOf))}/ws`,
         client: { address, source },
+        ...(isPrivate && { private: true }),
       };
       c.header('cache-control', 'no-store');
       c.header('vary', 'accept');

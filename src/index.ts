@@ -6,11 +6,14 @@
  * const { url } = await relay.start();
  * await relay.stop({ drain: true });
  */
-import { readOptions, type RelayOptions } from './config.ts';
+import { ConfigError, readOptions, type RelayOptions as Settings } from './config.ts';
+import { createLog, type LogFunction } from './observe/log.ts';
 import type { Relay } from './relay.ts';
 import { RelayServer } from './server.ts';
 
-export { ConfigError, type RelayOptions } from './config.ts';
+export { RedisError } from './cluster/redis-url.ts';
+export { ConfigError };
+export type { LogFunction } from './observe/log.ts';
 export {
   ListenError,
   type Relay,
@@ -18,16 +21,27 @@ export {
   RelayStateError,
   type StopOptions,
   TlsError,
+  TokensError,
 } from './relay.ts';
-export { RedisError } from './cluster/redis-url.ts';
+
+export interface RelayOptions extends Settings {
+  /** Takes what the relay logs. Default: stdout, if `logLevel` is set; otherwise nobody. */
+  log?: LogFunction;
+}
 
 /**
  * Creates a relay; {@link Relay.start} makes it listen. Relays share nothing, so one process may hold several. The
- * environment is not read: that is the command's part.
+ * environment is not read; only the command does that.
  *
- * @param options What is left out has the default that the README's table gives. Times are milliseconds (`…Ms`).
+ * @param options What is left out has the default that the README's table gives, except that nothing is logged without
+ *   `logLevel` or `log`. Times are milliseconds (`…Ms`).
  * @throws {ConfigError} For a value that is not accepted, or an option that does not exist.
  */
-export async function createRelayServer(options: RelayOptions = {}): Promise<Relay> {
-  return new RelayServer(readOptions(options));
+export async function createRelayServer({ log, ...settings }: RelayOptions = {}): Promise<Relay> {
+  if (log !== undefined && typeof log !== 'function') {
+    throw new ConfigError('log: expected a function that takes level, message and fields');
+  }
+  const logLevel = settings.logLevel ?? (log ? 'info' : 'silent');
+  const config = readOptions({ ...settings, logLevel });
+  return new RelayServer(config, { log: createLog(logLevel, log) });
 }

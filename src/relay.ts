@@ -27,7 +27,8 @@ export interface Relay {
    * @throws {RelayStateError} When it was started or stopped before.
    * @throws {ListenError} When the address cannot be had.
    * @throws {TlsError} When `tlsCertFile` or `tlsKeyFile` cannot be used.
-   * @throws {RedisError} When `redisUrl` does not answer as it must within 5 s.
+   * @throws {TokensError} When `accessTokensFile` cannot be used.
+   * @throws {RedisError} When `redisUrlFile` cannot be used, or Redis does not answer as it must within 5 s.
    */
   start(): Promise<RelayAddress>;
   /**
@@ -54,4 +55,11 @@ export class TlsError extends Error {
   override name = 'TlsError';
   /** For programs that tell errors apart. */
   readonly code = 'ERR_RELAY_TLS';
+}
+
+/** A file of access tokens that can't be used. The message names the setting, the file and what is wrong with it. */
+export class TokensError extends Error {
+  override name = 'TokensError';
+  /** For programs that tell errors apart. */
+  readonly code = 'ERR_RELAY_TOKENS';
 }

@@ -1,8 +1,11 @@
 /** The relay as a whole: it listens, keeps the timers, and stops. */
 import { CallerResolver } from './admission/client-address.ts';
+import type { AccessToken } from './admission/access-token.ts';
+import { originRefusal, type Refused } from './admission/origins.ts';
+import { AccessTokens } from './admission/tokens.ts';
 import { type Config, connectable, type SettingName, settings } from './config.ts';
 import type { Clock } from './connection.ts';
-import { createApp, type Health, pathOf } from './http.ts';
+import { createApp, type Health, pathOf, refusal, SUBPROTOCOLS } from './http.ts';
 import { createLog, type Log } from './observe/log.ts';
 import { maxDescriptors, openDescriptors } from './observe/descriptors.ts';
 import {
@@ -17,6 +20,8 @@ import type { TlsFiles } from './tls.ts';
 
 const SWEEP_EVERY_MS = 1000;
 const SUMMARY_EVERY_MS = 60_000;
+/** How often the file of access tokens is read, to see whether it has changed. It is small. */
+const RELOAD_EVERY_MS = 1000;
 /** How often a drain looks whether everything is done, in milliseconds. */
 const DRAIN_LOOK_MS = 50;
 /** How long clients have to answer their close frame before they are cut off, in milliseconds. */
@@ -34,9 +39,10 @@ interface Internals {
 
 export class RelayServer implements Relay {
   readonly sockets: Sockets;
-  readonly #config: Config;
+  #config: Config;
   readonly #log: Log;
   readonly #callers: CallerResolver;
+  #tokens: AccessTokens | undefined;
   readonly #endDrain = Promise.withResolvers<void>();
   readonly #now: Clock;
   #server: BunServer | undefined;
@@ -56,7 +62,8 @@ export class RelayServer implements Relay {
     this.#isShortOfRoom = room < config.maxConnections;
     this.#now = now;
     this.#log = log ?? createLog(config.logLevel);
-    this.#callers = new CallerResolver(config.trustProxy, (message) => this.#log.warn(message));
+    const warn = (message: string): void => this.#log.warn(message);
+    this.#callers = new CallerResolver(config.trustProxy, warn, config.trustedProxies);
     this.sockets = new Sockets(this.#config, this.#log, now);
   }
 
@@ -87,6 +94,8 @@ export class RelayServer implements Relay {
   async #start(): Promise<RelayAddress> {
     const { host, port, metricsPort, metricsHost = host } = this.#config;
     const tls = await this.#tls();
+    await this.#readTokens();
+    await this.#readRedisUrl();
     if (this.#config.redisUrl) {
       const { joinCluster } = await import('./cluster/cluster.ts');
       this.#cluster = await joinCluster(this.#config, this.sockets, this.#log, this.#now);
@@ -112,6 +121,7 @@ export class RelayServer implements Relay {
     this.#timers = [
       setInterval(() => this.#sweep(), SWEEP_EVERY_MS),
       setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
+      setInterval(() => void this.#tokens?.reload(), RELOAD_EVERY_MS),
     ];
     if (this.#isShortOfRoom) {
       this.#log.warn('the limit of open files (nofile) allows fewer than AMESH_MAX_CONNECTIONS', {
@@ -165,13 +175,29 @@ export class RelayServer implements Relay {
     return readTls(tlsCertFile, tlsKeyFile);
   }
 
+  async #readTokens(): Promise<void> {
+    const { accessToken, accessTokensFile } = this.#config;
+    const { stats } = this.sockets;
+    this.#tokens = await AccessTokens.open(accessToken, accessTokensFile, this.#log, (names) =>
+      stats.nameTokens(names),
+    );
+  }
+
+  async #readRedisUrl(): Promise<void> {
+    const { redisUrlFile } = this.#config;
+    if (redisUrlFile === undefined) return;
+    const { readRedisUrl } = await import('./cluster/redis-url.ts');
+    this.#config = { ...this.#config, redisUrl: await readRedisUrl(redisUrlFile) };
+  }
+
   #serve(hostname: string, port: number, tls: TlsFiles | undefined): BunServer {
     const app = createApp({
       health: () => this.#health,
       page: this.#config.page,
       callerOf: (request, peerOf) => this.#callers.resolve(request, peerOf),
       isTls: tls !== undefined,
-      trustsProxy: this.#config.trustProxy.by !== 'peer',
+      trusts: (peerOf) => this.#callers.trusts(peerOf),
+      isPrivate: this.#tokens !== undefined,
     });
     return Bun.serve({
       hostname,
@@ -185,13 +211,51 @@ export class RelayServer implements Relay {
           const isProbe = path === '/health' || path === '/livez';
           return isProbe ? closing(app.fetch(request, server)) : tooManyRequests();
         }
-        if (path === '/ws' && this.sockets.upgrade(server, request, client)) return undefined;
+        if (path !== '/ws') return app.fetch(request, server);
+        const admission = this.#admit(request, server, client, tls !== undefined);
+        if (admission && 'error' in admission) return this.#turnAway(client, admission);
+        const protocols = request.headers.get('sec-websocket-protocol');
+        const isClean = protocols === null || SUBPROTOCOLS.test(protocols);
+        if (isClean && this.sockets.upgrade(server, request, client)) {
+          if (admission) this.#admitted(client, admission);
+          return undefined;
+        }
         return app.fetch(request, server);
       },
       error: () => Response.json({ error: 'internal_error' }, { status: 500 }),
       websocket: this.sockets.handlers,
       maxRequestBodySize: MAX_REQUEST_BODY_BYTES,
     });
+  }
+
+  /**
+   * Decides on a request for a WebSocket before it becomes one.
+   * @returns The access token that it brings, undefined where none is needed, or why it is not let in.
+   */
+  #admit(
+    request: Request,
+    server: BunServer,
+    client: string,
+    isTls: boolean,
+  ): AccessToken | Refused | undefined {
+    const trusts = (): boolean => this.#callers.trusts(() => server.requestIP(request)?.address);
+    return (
+      // Before the token, so that no web page uses up the attempts of its visitors.
+      originRefusal(request.headers, { allowed: this.#config.allowedOrigins, isTls }, trusts) ??
+      this.#tokens?.check(request, client, this.sockets.limits.wrongTokens, this.#now())
+    );
+  }
+
+  #admitted(client: string, { name }: AccessToken): void {
+    const { admitted } = this.sockets.stats;
+    admitted.set(name, (admitted.get(name) ?? 0) + 1);
+    if (this.#config.logClients) this.#log.info('admitted', { client, token: name });
+  }
+
+  #turnAway(client: string, refused: Refused): Response {
+    this.sockets.stats.turnedAway[refused.error] += 1;
+    if (this.#config.logClients) this.#log.info('turned away', { client, code: refused.error });
+    return refusal(refused);
   }
 
   /** At its limit of descriptors a process can accept nobody, and says nothing of it by itself. */

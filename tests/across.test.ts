@@ -68,6 +68,31 @@ test('an owner that hangs is waited for no longer than three seconds, and that i
   expect(controller.heard).toEqual([found]);
 });
 
+test('an owner that hangs later on does not keep a controller, or a target that announced itself, for ever', async () => {
+  const { world, network, a, b, controller } = await across();
+  const watcher = new Party(a, 'watcher');
+  watcher.send(watch);
+  await world.play(50);
+  const machine = new Party(b, 'machine');
+  machine.send({ type: 'bootstrap_init', jti: 'bt_1', token: 't', targetPubKey: 'k' });
+  await world.play(50);
+  // It still listens, and neither reads nor sweeps.
+  (network.inboxes.get(a.id) as { onMessage: unknown }).onMessage = () => {};
+  a.sockets.sweep = () => false;
+  await world.play(4000);
+  controller.send(data('which starts the clock again'));
+  await world.play(9500);
+  expect(controller.heard).toEqual([]);
+  await world.play(11_000);
+  expect(controller.heard).toEqual([error('relay_unavailable')]);
+  expect(machine.heard).toEqual([]);
+  await world.play(310_000);
+  expect(machine.heard).toEqual([
+    { type: 'bootstrap_reject', jti: 'bt_1', error: 'relay_unavailable' },
+  ]);
+  expect(b.sockets.cluster?.tunnels).toBe(0);
+});
+
 test('an answer that comes after its asker gave up leaves nobody alone in a session', async () => {
   const { world, network, a, b } = await instances();
   const target = new Party(a, 'target');

@@ -593,7 +593,7 @@ describe.skipIf(!nginx)('behind nginx', () => {
         ${site(0, local(one.port), WEBSOCKET)}
         ${site(1, local(one.port), '')}
         ${site(2, 'both', WEBSOCKET)}
-        ${site(3, local(hop.port), WEBSOCKET + FORWARDED)}
+        ${site(3, local(hop.port), `${WEBSOCKET + FORWARDED} proxy_set_header Host $http_host;`)}
         ${site(4, local(left.port), WEBSOCKET + FORWARDED)}
         ${site(5, local(hop.port), `${WEBSOCKET + FORWARDED} proxy_read_timeout 1s;`)}
         ${site(6, local(nobody), WEBSOCKET)}

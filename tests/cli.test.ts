@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'bun:test';
 import { mkdtempSync, rmSync, symlinkSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pkg from '../package.json' with { type: 'json' };
 import { settings } from '../src/config.ts';
@@ -8,6 +8,7 @@ import { afterThisTest, openClient, startRelay, until, within } from './support.
 
 const COMMAND = join(import.meta.dir, '..', pkg.bin['amesh-relay']);
 const NODE = Bun.which('node');
+const SCRIPT = Bun.which('script');
 
 interface Ran {
   code: number;
@@ -73,7 +74,9 @@ describe('a wrong start is one clear line', () => {
       '--host: got "999.1.1.1", expected an IP address or a host name of this machine',
     ],
     [['--frobnicate'], {}, 2, "Unknown option '--frobnicate'"],
-    [['now'], {}, 2, "'now'"],
+    [['now'], {}, 2, 'there is no command "now"; expected health or check, or none'],
+    [['chekc'], {}, 2, 'there is no command "chekc"; did you mean check?'],
+    [['--host', '127.0.0.1', 'now'], {}, 2, "'now'"],
     [
       ['--host', 'no-such-host.invalid', '--port', '0'],
       {},
@@ -120,9 +123,10 @@ describe('a wrong start is one clear line', () => {
   });
 });
 
-test('--help names every setting, --version the version', async () => {
+test('--help names every setting within 100 columns, --version the version', async () => {
   const { code, out } = await run(['--help']);
   expect(code).toBe(0);
+  expect(out.split('\n').filter((line) => line.length > 100)).toEqual([]);
   for (const { env } of Object.values(settings)) expect(out).toContain(`  ${env} `);
   expect(await run(['-v'])).toEqual({ code: 0, out: `${pkg.version}\n`, err: '' });
 });
@@ -130,12 +134,98 @@ test('--help names every setting, --version the version', async () => {
 test('says where it listens, with the real port, and is there', async () => {
   const { listening, lines, url } = await serve();
   expect(listening.port).toBeGreaterThan(0);
+  expect(listening.families).toEqual(['IPv4']);
   expect(url).toBe(`ws://127.0.0.1:${String(listening.port)}/ws`);
   expect(await (await fetch(String(listening.health))).text()).toBe(
     '{"status":"ok","sessions":0}\n',
   );
   await until(() => lines.length === 2, 'the settings are there');
   expect(lines[1]).toMatchObject({ msg: 'settings', sessionTtlMs: 30_000, maxConnections: 10_000 });
+});
+
+test('on :: it serves IPv4, and IPv6 where the machine has it', async () => {
+  const { listening } = await serve({ HOST: '::' });
+  const hasIPv6 = Object.values(networkInterfaces())
+    .flat()
+    .some((address) => address?.family === 'IPv6');
+  expect(listening.families).toEqual(hasIPv6 ? ['IPv4', 'IPv6'] : ['IPv4']);
+  const port = String(listening.port);
+  for (const host of ['127.0.0.1', ...(hasIPv6 ? ['[::1]'] : [])]) {
+    expect((await fetch(`http://${host}:${port}/health`)).status).toBe(200);
+  }
+});
+
+test.skipIf(!SCRIPT)('at a terminal it says where, and only what was changed', async () => {
+  const command = `"${COMMAND}" --port 0 --host 127.0.0.1`;
+  const child = Bun.spawn([SCRIPT as string, '-qefc', command, '/dev/null'], {
+    env: {
+      PATH: process.env.PATH,
+      TERM: 'xterm-256color',
+      AMESH_SESSION_TTL: '60',
+      AMESH_MAX_WATCHES: '10',
+      REDIS_URL: '',
+    },
+    stdout: 'pipe',
+    stdin: 'ignore',
+    timeout: 10_000,
+  });
+  afterThisTest(() => child.kill('SIGKILL'));
+  let text = '';
+  const reader = child.stdout.getReader();
+  while (!text.includes('settings')) {
+    const { value, done } = await within(reader.read(), 'a line');
+    if (done) break;
+    text += new TextDecoder().decode(value);
+  }
+  expect(text).toContain('\u001b[');
+  const lines = Bun.stripANSI(text).trim().split(/\r?\n/);
+  expect(lines[0]).toMatch(/ is listening {2}at=ws:\/\/127\.0\.0\.1:\d+\/ws {2}families=IPv4$/);
+  expect(lines[1]).toMatch(/ in a browser: http:\/\/127\.0\.0\.1:\d+\/$/);
+  expect(lines[2]).toEndWith(
+    ' settings that you changed  --port=0  --host=127.0.0.1  AMESH_SESSION_TTL=60',
+  );
+});
+if (!SCRIPT) console.warn('SKIPPED: what is shown at a terminal, since there is no script(1)');
+
+test('neither .env nor bunfig.toml of the current folder is read', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'amesh-relay-test-'));
+  afterThisTest(() => rmSync(folder, { recursive: true }));
+  await Bun.write(join(folder, '.env'), 'PORT=nonsense\nLOG_LEVEL=nonsense\n');
+  await Bun.write(join(folder, 'bunfig.toml'), 'preload = ["./preload.ts"]\n');
+  await Bun.write(join(folder, 'preload.ts'), 'console.log("preloaded"); process.exit(3);');
+  const bundle = join(folder, 'bundle');
+  expect(
+    await Bun.spawn([process.execPath, join(import.meta.dir, '../tools/bundle.ts'), bundle]).exited,
+  ).toBe(0);
+  // The image has Bun at the place that the bundle's first line names.
+  const [first = ''] = (await Bun.file(join(bundle, 'cli.js')).text()).split('\n', 1);
+  const flags = first.split(' ').slice(3);
+  expect(first).toStartWith('#!/usr/bin/env -S /usr/local/bin/bun --');
+  for (const command of [[COMMAND], [process.execPath, ...flags, join(bundle, 'cli.js')]]) {
+    // A port in use ends the start right after its settings are read.
+    const { port } = await startRelay();
+    const child = Bun.spawn([...command, '--host', '127.0.0.1', '--port', String(port)], {
+      cwd: folder,
+      env: { PATH: process.env.PATH },
+      stdout: 'pipe',
+      stderr: 'pipe',
+    });
+    expect(await child.stderr.text()).toContain(`${port} is in use`);
+    expect([await child.exited, await child.stdout.text()]).toEqual([1, '']);
+  }
+});
+
+test.each([
+  ['--help', 1],
+  ['check --json ws://127.0.0.1:9/ws', 0],
+  ['check ws://127.0.0.1:9/ws', 1],
+])('a reader that has seen enough of %s gets no stack trace', async (args, lines) => {
+  const command = `{ "${COMMAND}" ${args}; echo "code $?" >&2; } | { ${'read line; '.repeat(lines)} exec <&-; }`;
+  const shell = Bun.spawn(['sh', '-c', command], {
+    env: { PATH: process.env.PATH },
+    stderr: 'pipe',
+  });
+  expect(await within(shell.stderr.text(), 'the command to end')).toMatch(/^code \d+\n$/);
 });
 
 test('flags come before the environment', async () => {
@@ -177,6 +267,39 @@ describe('signals', () => {
       expect(lines.map(({ msg }) => msg)).toEqual(['listening', 'settings', 'draining', 'stopped']);
     },
   );
+
+  test('one that comes while it waits for Redis ends it at once', async () => {
+    using mute = Bun.listen({ hostname: '127.0.0.1', port: 0, socket: { data() {} } });
+    const child = Bun.spawn([process.execPath, COMMAND], {
+      env: { PATH: process.env.PATH, PORT: '0', REDIS_URL: `redis://127.0.0.1:${mute.port}` },
+      stdout: 'pipe',
+    });
+    afterThisTest(() => child.kill('SIGKILL'));
+    const { value } = await within(child.stdout.getReader().read(), 'it to wait');
+    expect(new TextDecoder().decode(value)).toContain('waiting for Redis');
+    const asked = performance.now();
+    child.kill('SIGTERM');
+    expect(await within(child.exited, 'the command to end')).toBe(0);
+    expect(performance.now() - asked).toBeLessThan(4000); // It would wait for Redis for 5 s.
+  });
+
+  test('SIGUSR1 and SIGUSR2 do nothing, nor does SIGHUP under nohup', async () => {
+    const child = Bun.spawn(['nohup', process.execPath, COMMAND], {
+      env: { PATH: process.env.PATH, PORT: '0', HOST: '127.0.0.1' },
+      stdout: 'pipe',
+      stderr: 'ignore',
+    });
+    afterThisTest(() => child.kill('SIGKILL'));
+    const reader = child.stdout.getReader();
+    const { value } = await within(reader.read(), 'the first line');
+    const { health } = JSON.parse(new TextDecoder().decode(value).split('\n')[0] as string) as {
+      health: string;
+    };
+    for (const signal of ['SIGHUP', 'SIGUSR1', 'SIGUSR2'] as const) child.kill(signal);
+    expect((await fetch(health)).status).toBe(200);
+    child.kill('SIGTERM');
+    expect(await within(child.exited, 'the command to end')).toBe(0);
+  });
 
   test('a second one closes everything at once', async () => {
     const { child, url, listening } = await serve();

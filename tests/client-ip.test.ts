@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test';
 import {
+  AddressRanges,
   CallerResolver,
   parseAddress,
   parseProxyRule,
@@ -141,5 +142,96 @@ describe('who is calling', () => {
     expect(warnings).toHaveLength(1);
     expect(warnings[0]).toContain('fly-client-ip');
     expect(from('1', { 'x-forwarded-for': '198.51.100.7' }).warnings).toEqual([]);
+  });
+});
+
+const ranges = (...list: string[]): AddressRanges => {
+  const found = AddressRanges.parse(list);
+  if (typeof found === 'string') throw new Error(found);
+  return found;
+};
+
+describe('trusted proxies', () => {
+  test.each([
+    ['10.0.0.0/8', '10.255.0.1', true],
+    ['10.0.0.0/8', '11.0.0.1', false],
+    ['10.1.2.3/8', '10.9.9.9', true],
+    ['192.0.2.1', '192.0.2.1', true],
+    ['192.0.2.1', '192.0.2.2', false],
+    ['192.0.2.1/32', '::ffff:192.0.2.1', true],
+    ['192.0.2.0/31', '192.0.2.1', true],
+    ['0.0.0.0/0', '203.0.113.9', true],
+    ['0.0.0.0/0', '2001:db8::1', false],
+    ['::/0', '203.0.113.9', false],
+    ['::/0', '2001:db8::1', true],
+    ['fd00::/8', 'fdff::1', true],
+    ['fd00::/8', 'fe00::1', false],
+    ['2001:db8::1', '2001:0DB8:0::0001', true],
+    ['fe80::/10', 'fe80::1%eth0', true],
+    ['::ffff:10.0.0.0/104', '10.1.2.3', true],
+    ['10.0.0.0/8', 'nonsense', false],
+    ['10.0.0.0/8', '', false],
+  ])('%s has %s: %p', (range, address, isIn) => {
+    const proxies = ranges('198.51.100.0/24', range);
+    // Asked twice, since the first answer is remembered.
+    expect([proxies.has(address), proxies.has(address)]).toEqual([isIn, isIn]);
+  });
+
+  test.each([
+    '10/8',
+    '10.0.0.0/33',
+    '10.0.0.0/',
+    '10.0.0.0/-1',
+    '10.0.0.0/8/8',
+    '10.0.0.0/255.0.0.0',
+    '010.0.0.1',
+    '10.0.0.1:80',
+    '[::1]',
+    '::1/129',
+    '::ffff:10.0.0.0/95',
+    'fe80::1%eth0',
+    'localhost',
+    '',
+  ])('%p is refused', (text) => {
+    expect(AddressRanges.parse(['10.0.0.0/8', text])).toStartWith(
+      `${JSON.stringify(text)} is no address and no range; expected addresses`,
+    );
+  });
+
+  const chain = { 'x-forwarded-for': '198.51.100.7' };
+  const from = (peer: string | undefined, warnings: string[] = []) => {
+    const resolver = new CallerResolver(
+      { by: 'leftmost' },
+      (message) => warnings.push(message),
+      ranges('10.0.0.0/8'),
+    );
+    return (headers: Record<string, string>): string =>
+      resolver.resolve({ headers: new Headers(headers) }, () => peer).client;
+  };
+
+  test('are believed; anyone else is told of once, and counts by the TCP peer', () => {
+    const warnings: string[] = [];
+    expect(from('10.0.0.1', warnings)(chain)).toBe('198.51.100.7');
+    expect(warnings).toEqual([]);
+    const stranger = from('11.0.0.1', warnings);
+    expect([stranger(chain), stranger(chain), stranger({})]).toEqual(Array(3).fill('11.0.0.1'));
+    expect(warnings).toEqual([expect.stringContaining('AMESH_TRUSTED_PROXIES')]);
+    expect(warnings[0]).not.toMatch(/\d+\.\d+\.\d+\.\d+/);
+    expect(from(undefined)(chain)).toBe('unknown');
+  });
+
+  test('that send no header are told of as without the list', () => {
+    const warnings: string[] = [];
+    expect(from('10.0.0.1', warnings)({})).toBe('10.0.0.1');
+    expect(warnings).toEqual([expect.stringContaining('no usable x-forwarded-for')]);
+  });
+
+  test('nobody is asked for the TCP peer where the list is not set', () => {
+    const resolver = new CallerResolver({ by: 'leftmost' }, () => {});
+    const never = (): string => {
+      throw new Error('asked');
+    };
+    expect(resolver.trusts(never)).toBe(true);
+    expect(resolver.resolve({ headers: new Headers(chain) }, never).client).toBe('198.51.100.7');
   });
 });

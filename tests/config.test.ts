@@ -85,6 +85,16 @@ describe('options', () => {
     [{ maxFrameBytes: 2 ** 21 }, 'maxFrameBytes: 2097152 is more than maxBacklogBytes (1048576)'],
     [{ redisUrl: 'localhost' }, 'redisUrl: not accepted, since it does not begin with redis://'],
     [{ redisUrl: 5 }, 'redisUrl: not accepted, expected redis://'],
+    [{ redisUrl: 'redis://a', redisUrlFile: 'b' }, 'redisUrlFile: set, and redisUrl too'],
+    [{ accessToken: 'short' }, 'accessToken: not accepted, since the token has only 5 characters'],
+    [{ accessToken: 5 }, 'accessToken: not accepted, expected 16 to 256 characters'],
+    [{ accessTokensFile: '' }, 'accessTokensFile: got "", expected the path of a file'],
+    [{ allowedOrigins: 'https://a' }, 'allowedOrigins: got "https://a", expected an array'],
+    [{ allowedOrigins: ['*', 'a'] }, 'allowedOrigins: "a" is no origin; expected origins as'],
+    [{ allowedOrigins: ['{x}'] }, 'allowedOrigins: "{x}" is no origin; expected origins as'],
+    [{ trustProxy: '1', trustedProxies: ['a'] }, 'trustedProxies: "a" is no address and no range'],
+    [{ trustProxy: '1', trustedProxies: [] }, 'trustedProxies: got [], expected an array'],
+    [{ trustedProxies: ['::1'] }, 'trustedProxies: set, but trustProxy is not'],
   ])('%p is refused', (options, message) => {
     expect(refusal(() => readOptions(options as object))).toStartWith(message);
   });
@@ -94,6 +104,32 @@ describe('options', () => {
       refusal(() => readEnvironment({}, { port: { label: '--port', text: 'x' } })),
     ).toStartWith('--port: got "x"');
   });
+});
+
+test('lists stand in the environment with commas or blanks', () => {
+  const config = readEnvironment({
+    AMESH_TRUST_PROXY: '1',
+    AMESH_TRUSTED_PROXIES: '10.0.0.0/8, ::1',
+    AMESH_ALLOWED_ORIGINS: 'https://A.test:443,chrome-extension://abc',
+  });
+  expect(config.trustedProxies?.has('10.1.1.1')).toBe(true);
+  expect(JSON.stringify(config.trustedProxies)).toBe('["10.0.0.0/8","::1"]');
+  expect(config.allowedOrigins).toEqual(['https://a.test', 'chrome-extension://abc']);
+});
+
+test('an access token is shown nowhere', () => {
+  const AMESH_ACCESS_TOKEN = 'n5Jk-Zq_3vWcR8sTx0bLmD2y';
+  const config = readEnvironment({ AMESH_ACCESS_TOKEN });
+  const shown = JSON.stringify([
+    config,
+    Bun.inspect(config),
+    changedSettings({ AMESH_ACCESS_TOKEN }),
+  ]);
+  expect(shown).toContain('(secret)');
+  expect(shown).not.toContain('n5Jk');
+  const wrong = refusal(() => readEnvironment({ AMESH_ACCESS_TOKEN: 'n5Jk n5Jk' }));
+  expect(wrong).toStartWith('AMESH_ACCESS_TOKEN: not accepted, since ');
+  expect(wrong).not.toContain('n5Jk');
 });
 
 test('the metrics may share the port on another address, and where the system chooses both', () => {

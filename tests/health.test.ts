@@ -1,6 +1,10 @@
 /** `amesh-relay health`, as a container's health check runs it. */
 import { describe, expect, test } from 'bun:test';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { flagsIn } from '../src/check/health.ts';
 import { run, startProcess } from './support-process.ts';
 
 describe('amesh-relay health', () => {
@@ -60,8 +64,50 @@ describe('amesh-relay health', () => {
     const { port } = mute.address() as { port: number };
     const silence = await run(['health', '-p', String(port)]);
     expect(silence).toMatchObject({ code: 1, out: '' });
-    expect(silence.err).toEndWith('/health: The operation timed out.\n');
+    expect(silence.err).toEndWith('/health: no answer within 1.5 s\n');
     mute.close();
+  });
+
+  test('says in one line that the port speaks TLS, and the other way round', async () => {
+    const { generate } = await import('selfsigned');
+    const pems = await generate([{ name: 'commonName', value: 'relay.test' }]);
+    const folder = await mkdtemp(join(tmpdir(), 'amesh-relay-test-'));
+    const [TLS_CERT_FILE, TLS_KEY_FILE] = [join(folder, 'cert.pem'), join(folder, 'key.pem')];
+    await Bun.write(TLS_CERT_FILE, pems.cert);
+    await Bun.write(TLS_KEY_FILE, pems.private);
+    const files = { TLS_CERT_FILE, TLS_KEY_FILE };
+    await using secure = await startProcess(files);
+    expect(await run(['health'], { PORT: String(secure.port), ...files })).toEqual({
+      code: 0,
+      out: '',
+      err: '',
+    });
+    const plainly = await run(['health'], { PORT: String(secure.port) });
+    expect(plainly).toMatchObject({ code: 1, out: '' });
+    expect(plainly.err).toMatch(
+      /^amesh-relay: http:\S+: no answer over HTTP; .+ TLS_CERT_FILE.+\n$/,
+    );
+    await using plain = await startProcess();
+    const securely = await run(['health'], { PORT: String(plain.port), ...files });
+    expect(securely.err).toMatch(/^amesh-relay: https:\S+: no answer over TLS; .+\n$/);
+    await rm(folder, { recursive: true });
+  });
+
+  test.each([
+    [
+      ['bun', '--env-file=/dev/null', '/usr/local/bin/amesh-relay', '--port', '4000'],
+      ['--port', '4000'],
+    ],
+    [
+      ['docker-init', '--', 'amesh-relay', '-p', '4000'],
+      ['-p', '4000'],
+    ],
+    [['bun', '/app/bin/amesh-relay.js'], []],
+    [['amesh-relay', 'check', '--json'], []],
+    [['/sbin/init', '--port', '4000'], []],
+    [['sh', '-c', 'amesh-relay --port 4000'], []],
+  ])('knows the flags of process 1 if that is a relay: %p', (words, flags) => {
+    expect(flagsIn(`${words.join('\0')}\0`)).toEqual(flags);
   });
 
   test('takes wrong usage as the relay does: one line, and 2', async () => {

@@ -177,3 +177,33 @@ test('/ws says what a request lacks that is no upgrade', async () => {
   ]);
   expect(await missing({ ...UPGRADE, upgrade: 'h2c' })).toEqual(['upgrade: must be "websocket"']);
 });
+
+test.each([
+  ['chat, super.chat', 101],
+  ['a b', 400],
+  ['@{}', 400],
+  ['a,,b', 400],
+  ['', 400],
+])('the subprotocols %p are answered %p', async (protocols, status) => {
+  const relay = await startRelay();
+  const headers = Object.entries({ ...UPGRADE, 'sec-websocket-protocol': protocols });
+  const lines = headers.map(([name, value]) => `${name}: ${value}`);
+  const answer = await raw(
+    relay.port,
+    ['GET /ws HTTP/1.1', 'Host: relay', ...lines, '\r\n'].join('\r\n'),
+    '\r\n\r\n',
+  );
+  expect(answer).toStartWith(`HTTP/1.1 ${status} `);
+});
+
+test.each([
+  ['1', '/relay/', '/relay/ws'],
+  ['1', '/a/b', '/a/b/ws'],
+  ['1', '/"><script>', '/ws'],
+  ['0', '/relay', '/ws'],
+])('with AMESH_TRUST_PROXY=%s the prefix %p leads to %p', async (trustProxy, prefix, path) => {
+  const relay = await startRelay({ trustProxy });
+  const headers = { 'x-forwarded-prefix': prefix };
+  const facts = (await (await fetch(relay.http, { headers })).json()) as { websocket: string };
+  expect(new URL(facts.websocket).pathname).toBe(path);
+});

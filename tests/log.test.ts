@@ -1,21 +1,13 @@
 import { expect, test } from 'bun:test';
+import { join } from 'node:path';
+import { ConfigError, createRelayServer } from '../src/index.ts';
+import { createLog, humanLine, jsonLine, type LogLevel } from '../src/observe/log.ts';
 import { Stats } from '../src/observe/stats.ts';
-import { createLog, type LogLevel } from '../src/observe/log.ts';
-
-function lines(level: LogLevel, isTTY = false): string[] {
-  const written: string[] = [];
-  const log = createLog(level, { isTTY, write: (line) => written.push(line) });
-  log.debug('d');
-  log.info('i', { port: 3001, metrics: undefined });
-  log.warn('w');
-  log.error('e', { name: 'TypeError' });
-  return written;
-}
 
 test('one JSON object a line, with time, level and message', () => {
-  const [line] = lines('info');
-  expect(line).toEndWith('\n');
-  const { time, ...rest } = JSON.parse(line as string) as Record<string, unknown>;
+  const line = jsonLine('info', 'i', { port: 3001, metrics: undefined });
+  expect(line).toEndWith('}\n');
+  const { time, ...rest } = JSON.parse(line) as Record<string, unknown>;
   expect(rest).toEqual({ level: 'info', msg: 'i', port: 3001 });
   expect(new Date(String(time)).getTime()).toBeGreaterThan(0);
 });
@@ -27,11 +19,54 @@ test.each([
   ['error', 1],
   ['silent', 0],
 ] as [LogLevel, number][])('%s lets %p of four through', (level, count) => {
-  expect(lines(level)).toHaveLength(count);
+  const events: unknown[] = [];
+  const log = createLog(level, (...event) => events.push(event));
+  log.debug('d');
+  log.info('i', { port: 3001 });
+  log.warn('w');
+  log.error('e');
+  expect(events).toHaveLength(count);
+  if (count > 2) expect(events).toContainEqual(['info', 'i', { port: 3001 }]);
 });
 
-test('plain words at a terminal', () => {
-  expect(lines('info', true)[0]).toMatch(/^\d\d:\d\d:\d\d info {2}i {2}port=3001\n$/);
+test('plain words at a terminal, in colour if it has any', () => {
+  const fields = { port: 3001, name: 'a', metrics: undefined };
+  expect(humanLine('info', 'hello', fields, false)).toMatch(
+    /^\d\d:\d\d:\d\d hello {2}port=3001 {2}name=a\n$/,
+  );
+  expect(humanLine('warn', 'hello', {}, false)).toMatch(/^\d\d:\d\d:\d\d warn: hello\n$/);
+  const red = humanLine('error', 'hello', fields, true);
+  expect(red).toContain('\u001b[31merror: hello\u001b[0m');
+  expect(Bun.stripANSI(red)).toBe(humanLine('error', 'hello', fields, false));
+});
+
+test('a library tells its log function everything from info up, with a level what it names', async () => {
+  const told = async (options: object): Promise<string[]> => {
+    const events: string[] = [];
+    const log = (level: string, message: string) => events.push(`${level} ${message}`);
+    const relay = await createRelayServer({ port: 0, host: '127.0.0.1', log, ...options });
+    await relay.start();
+    await relay.stop({ drain: true });
+    return events;
+  };
+  expect(await told({})).toEqual(['info draining', 'info stopped']);
+  expect(await told({ logLevel: 'warn' })).toEqual([]);
+  const wrong = createRelayServer({ log: 'info' as never });
+  expect(await wrong.catch((error: unknown) => error)).toBeInstanceOf(ConfigError);
+});
+
+test('a library is silent unless it is told to log', async () => {
+  const program = (options: string) =>
+    `import { createRelayServer } from ${JSON.stringify(join(import.meta.dir, '../src/index.ts'))};
+    const relay = await createRelayServer({ port: 0, host: '127.0.0.1' ${options} });
+    await relay.start();
+    await relay.stop({ drain: true });`;
+  const output = async (options: string): Promise<string> => {
+    const child = Bun.spawn([process.execPath, '-e', program(options)], { stderr: 'inherit' });
+    return child.stdout.text();
+  };
+  expect(await output('')).toBe('');
+  expect(await output(", logLevel: 'info'")).toContain('"msg":"stopped"');
 });
 
 test('a summary counts from the last one, and there is none where nothing happened', () => {

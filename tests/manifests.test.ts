@@ -369,13 +369,30 @@ describe('hardening', () => {
     ]);
   });
 
-  test.each(['ci.yml', 'release.yml'])('workflow %s: pinned, least permissions', async (name) => {
-    const text = await read(`.github/workflows/${name}`);
-    for (const [, action] of text.matchAll(/uses: (.*)$/gm)) {
-      expect(action).toMatch(/^[\w-]+\/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$/);
-    }
-    expect((Bun.YAML.parse(text) as { permissions: unknown }).permissions).toEqual({
-      contents: 'read',
-    });
-  });
+  test.each(['ci.yml', 'codeql.yml', 'release.yml'])(
+    'workflow %s: pinned, least permissions',
+    async (name) => {
+      const text = await read(`.github/workflows/${name}`);
+      for (const [, action] of text.matchAll(/uses: (.*)$/gm)) {
+        expect(action).toMatch(/^[\w-]+(?:\/[\w-]+)+@[0-9a-f]{40} # v\d+\.\d+\.\d+$/);
+      }
+      expect((Bun.YAML.parse(text) as { permissions: unknown }).permissions).toEqual({
+        contents: 'read',
+      });
+    },
+  );
+});
+
+test('Dependabot looks after every package.json and workflow', async () => {
+  const { updates } = Bun.YAML.parse(await read('.github/dependabot.yml')) as {
+    updates: { 'package-ecosystem': string; directories?: string[] }[];
+  };
+  const looksAfter = updates.find((update) => update['package-ecosystem'] === 'bun')?.directories;
+  const packages = ['package.json', '*/package.json', 'tests/*/package.json'].flatMap((glob) => [
+    ...new Bun.Glob(glob).scanSync(root),
+  ]);
+  expect(looksAfter?.map((directory) => join(directory, 'package.json').slice(1)).sort()).toEqual(
+    packages.sort(),
+  );
+  expect(updates.map((update) => update['package-ecosystem'])).toContain('github-actions');
 });

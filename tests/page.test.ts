@@ -141,7 +141,8 @@ describe('GET /', () => {
       page: true,
       callerOf: () => ({ client: 'x', address: 'x', source: 'peer' }),
       isTls: false,
-      trustsProxy: false,
+      trusts: () => false,
+      isPrivate: false,
     });
     const headers = { accept: BROWSER_ACCEPT, host: 'relay' };
     const page = await app.request('/', { headers }, {});

@@ -19,7 +19,8 @@ for (const entrypoint of entrypoints) {
     format: 'cjs',
     minify: true,
     bytecode: true,
-    banner: entrypoint.endsWith('cli.ts') ? '#!/usr/local/bin/bun' : '',
+    // Neither the .env nor the bunfig.toml of the current folder is read.
+    banner: '#!/usr/bin/env -S /usr/local/bin/bun --env-file=/dev/null --config=/dev/null',
     plugins: [
       {
         name: 'a file for each import()',

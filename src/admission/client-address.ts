@@ -113,18 +113,100 @@ function fromHeaders(
   return entry === undefined ? undefined : callerAt(entry.trim(), name);
 }
 
+/** What a list of proxies has to hold, as it follows "expected" in an error message. */
+export const RANGES_FORM =
+  'addresses (192.0.2.1, 2001:db8::1) and ranges (10.0.0.0/8, fd00::/8), with commas in between';
+
+/** How many peers an {@link AddressRanges} remembers. Proxies are few. */
+const MAX_REMEMBERED = 1000;
+
+/** Addresses and ranges of addresses, IPv4 and IPv6. */
+export class AddressRanges {
+  readonly #ranges: [ipaddr.IPv4 | ipaddr.IPv6, number][];
+  readonly #remembered = new Map<string, boolean>();
+
+  private constructor(
+    private readonly list: readonly string[],
+    ranges: [ipaddr.IPv4 | ipaddr.IPv6, number][],
+  ) {
+    this.#ranges = ranges;
+  }
+
+  /** @returns What is wrong, where an entry is no address and no range. */
+  static parse(list: readonly string[]): AddressRanges | string {
+    const ranges: [ipaddr.IPv4 | ipaddr.IPv6, number][] = [];
+    for (const text of list) {
+      const range = parseRange(text);
+      if (range === undefined) {
+        return `${JSON.stringify(text)} is no address and no range; expected ${RANGES_FORM}`;
+      }
+      ranges.push(range);
+    }
+    return new AddressRanges(list, ranges);
+  }
+
+  /** Whether an address is in one of the ranges. What is no address is in none. */
+  has(text: string): boolean {
+    const known = this.#remembered.get(text);
+    if (known !== undefined) return known;
+    const address = parseAddress(text);
+    const isIn = this.#ranges.some(
+      ([base, bits]) => address?.kind() === base.kind() && address.match(base, bits),
+    );
+    if (this.#remembered.size >= MAX_REMEMBERED) this.#remembered.clear();
+    this.#remembered.set(text, isIn);
+    return isIn;
+  }
+
+  toJSON(): readonly string[] {
+    return this.list;
+  }
+}
+
+/** A range as its first address and the number of bits that all its addresses share; undefined if the text is none. */
+function parseRange(text: string): [ipaddr.IPv4 | ipaddr.IPv6, number] | undefined {
+  const [, start = '', length] = /^([\da-f:.]+)(?:\/(\d{1,3}))?$/i.exec(text) ?? [];
+  // A peer with an IPv4 address is known by that alone, however its network writes it.
+  const base = parseAddress(start);
+  if (base === undefined || (base instanceof ipaddr.IPv4 && /\d:\d+$/.test(start)))
+    return undefined;
+  const width = base instanceof ipaddr.IPv4 ? 32 : 128;
+  // ::ffff:10.0.0.0/104 is the IPv6 spelling of 10.0.0.0/8.
+  const shift = width === 32 && start.includes(':') ? 96 : 0;
+  const bits = length === undefined ? width : Number(length) - shift;
+  return bits >= 0 && bits <= width ? [base, bits] : undefined;
+}
+
 /** How many requests are looked at for a sign that AMESH_TRUST_PROXY is set wrong. */
 const LOOKS = 1000;
 
 export class CallerResolver {
   readonly #rule: ProxyRule;
   readonly #warn: (message: string) => void;
+  readonly #proxies: AddressRanges | undefined;
   #looksLeft = LOOKS;
+  #isStrangerTold = false;
 
-  /** @param warn Called at most once, if AMESH_TRUST_PROXY seems to be set wrong; never with an address. */
-  constructor(rule: ProxyRule, warn: (message: string) => void) {
+  /**
+   * @param warn Called at most once, if AMESH_TRUST_PROXY seems to be set wrong, and at most once, if a header comes from
+   *   none of the proxies; never with an address.
+   * @param proxies Those whose headers count. Default: all.
+   */
+  constructor(rule: ProxyRule, warn: (message: string) => void, proxies?: AddressRanges) {
     this.#rule = rule;
     this.#warn = warn;
+    this.#proxies = proxies;
+  }
+
+  /**
+   * Whether what the headers say of the visitor counts: the address, the host, the scheme.
+   * @param peerOf As in {@link resolve}.
+   */
+  trusts(peerOf: () => string | undefined): boolean {
+    if (this.#rule.by === 'peer') return false;
+    if (this.#proxies === undefined) return true;
+    const peer = peerOf();
+    return peer !== undefined && this.#proxies.has(peer);
   }
 
   /**
@@ -132,12 +214,23 @@ export class CallerResolver {
    * @param peerOf Tells the address of the TCP connection; undefined if it is closed already. Asked only if needed.
    */
   resolve(request: { readonly headers: Headers }, peerOf: () => string | undefined): Caller {
-    const named = this.#rule.by === 'peer' ? undefined : fromHeaders(this.#rule, request.headers);
-    if (named) return named;
-    if (this.#looksLeft > 0) this.#look(request.headers);
+    const rule = this.#rule;
+    const named = rule.by === 'peer' ? undefined : fromHeaders(rule, request.headers);
+    const isStranger = this.#proxies !== undefined && !this.trusts(peerOf);
+    if (named && !isStranger) return named;
+    if (named) this.#tellOfStranger(named.source);
+    else if (this.#looksLeft > 0 && !isStranger) this.#look(request.headers);
     const peer = peerOf();
     const found = peer === undefined ? undefined : callerAt(peer, 'peer');
     return found ?? { client: 'unknown', address: 'unknown', source: 'peer' };
+  }
+
+  #tellOfStranger(header: string): void {
+    if (this.#isStrangerTold) return;
+    this.#isStrangerTold = true;
+    this.#warn(
+      `a request carries ${header}, and comes from none of AMESH_TRUSTED_PROXIES: the header is ignored, and the TCP peer counts as the client`,
+    );
   }
 
   #look(headers: Headers): void {

@@ -12,6 +12,9 @@ export const WINDOW_MS = 60_000;
 /** How many times a client's limit all clients of an IPv6 /56, and all of a /48, have together. From the protocol. */
 export const NETWORK_FACTOR = 8;
 
+/** Wrong access tokens that a client has in any 60 s. Nobody types one, so whoever needs more is guessing. */
+const MAX_WRONG_TOKENS = 10;
+
 /**
  * How many keys a book holds. When it is full, new keys are not tracked, so that those who are tracked keep their full
  * minute. Whoever can fill it (100,000 addresses a minute, about 15 MB) is not held back by a limit per address.
@@ -190,6 +193,7 @@ export class Limits {
   readonly listens: MinuteCount;
   readonly watchAttempts: Attempts;
   readonly refusedInits: Attempts;
+  readonly wrongTokens = new Attempts(MAX_WRONG_TOKENS);
   /** Payload bytes that a client's sockets may forward. */
   readonly bytes: Budget;
   /** Upgrades and plain requests: at once twice as many as a client may hold sockets, then a quarter of that a second. */

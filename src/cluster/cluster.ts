@@ -60,7 +60,7 @@ export class Cluster implements ClusterOfSockets {
     this.#directory = new Directory(id, config, redis);
     this.#mail = new Mail(id, redis);
     this.#guests = new Guests(this.#mail, sessions, watches, now);
-    this.#tunnels = new Tunnels(this.#mail, answers, connections, now);
+    this.#tunnels = new Tunnels(this.#mail, answers, connections, config.sessionTtlMs, now);
     this.#mail.onUnheard = (instance) => this.#lose(instance, 'peer_disconnected');
     redis.onMessage = (json) => this.#hear(json);
     redis.onLost = (reason) => this.#down(reason);

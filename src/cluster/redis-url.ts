@@ -1,5 +1,6 @@
 /** Where Redis is: the setting REDIS_URL, read. What talks to Redis is loaded only where it is set. */
 import ipaddr from 'ipaddr.js';
+import { readSecretFile } from '../secret-file.ts';
 
 /** Redis could not be reached, or is not what the relay needs. */
 export class RedisError extends Error {
@@ -119,4 +120,17 @@ function problemOf(text: string): string | undefined {
     return 'the user or the password holds a % that must be encoded: % as %25';
   }
   return undefined;
+}
+
+/**
+ * Reads a file that holds nothing but a Redis URL, from REDIS_URL_FILE.
+ * @throws {RedisError}
+ */
+export async function readRedisUrl(file: string): Promise<RedisUrl> {
+  const url = await readSecretFile(file).then(
+    (text) => RedisUrl.parse(text.trim()),
+    (error: Error) => error.message,
+  );
+  if (url instanceof RedisUrl) return url;
+  throw new RedisError(`REDIS_URL_FILE: ${file}: ${url}`);
 }

@@ -1,5 +1,4 @@
 /** The two connections to Redis: one for scripts, one that hears what other instances say. */
-import { isIP } from 'node:net';
 import { Redis as Client } from 'ioredis';
 import type { RedisUrl } from './redis-url.ts';
 import { type Script, sources, TIMELESS } from './scripts.ts';
@@ -55,8 +54,7 @@ export class RedisConnections implements Redis {
       db: url.database,
       ...(url.username && { username: url.username }),
       ...(url.password && { password: url.password }),
-      // A name for the certificate; TLS knows none for an address.
-      ...(url.isTls && { tls: isIP(url.host) ? {} : { servername: url.host } }),
+      ...(url.tls && { tls: url.tls }),
       protocol: 2 as const,
       disableClientInfo: true,
       // A command that could not be sent at once is not sent at all.

@@ -4,12 +4,15 @@
  */
 import type { Connections } from '../admission/connections.ts';
 import type { Answers } from '../answers.ts';
+import { WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
 import type { Clock, Connection, Tunnel } from '../connection.ts';
 import { isReason, type RejectReason } from '../wire/codes.ts';
 import type { Mail, ToOwner, ToSocket } from './mail.ts';
 
 /** How many beats of the cluster an owner has to answer. */
 const ANSWER_BEATS = 4;
+/** How much later than the owner's sweeper a tunnel ends by itself, in milliseconds: then the owner hangs. */
+const MARGIN_MS = 5000;
 
 /** The way of one socket to the owner of one session or one watch. */
 class OwnerTunnel implements Tunnel {
@@ -19,6 +22,10 @@ class OwnerTunnel implements Tunnel {
   isOpen = false;
   /** Frames that the socket sent. */
   sent = 0;
+  /** When a frame last went either way. */
+  activeAt = 0;
+  /** When it was last put at the end of its queue. */
+  queuedAt = 0;
   /** Comes to the error code where the owner refuses. */
   readonly opened = Promise.withResolvers<RejectReason | undefined>();
   readonly over = Promise.withResolvers<undefined>();
@@ -35,6 +42,7 @@ class OwnerTunnel implements Tunnel {
 
   forward(frame: string, bytes: number): void {
     this.sent += 1;
+    this.activeAt = this.tunnels.now();
     const isSent = this.tunnels.tell(this, ['data', this.link, frame, bytes]);
     if (!isSent) this.tunnels.tooSlow(this);
   }
@@ -54,6 +62,9 @@ class OwnerTunnel implements Tunnel {
 export class Tunnels {
   /** By owner, then by link. */
   readonly #open = new Map<string, Map<number, OwnerTunnel>>();
+  /** Tunnels to sessions and to watches, those that wait longest for a look first. */
+  readonly #toSessions = new Set<OwnerTunnel>();
+  readonly #toWatches = new Set<OwnerTunnel>();
   /** Tunnels whose owner was asked something, with the beats that it has left to answer. */
   readonly #asked = new Map<OwnerTunnel, number>();
   #last = 0;
@@ -62,7 +73,8 @@ export class Tunnels {
     private readonly mail: Mail,
     private readonly answers: Answers,
     private readonly connections: Connections,
-    private readonly now: Clock,
+    private readonly sessionTtlMs: number,
+    readonly now: Clock,
   ) {}
 
   /** The instances that tunnels lead to. */
@@ -125,11 +137,14 @@ export class Tunnels {
       case 'opened':
         this.#asked.delete(tunnel);
         tunnel.isOpen = true;
+        tunnel.activeAt = this.now();
+        this.#queue(tunnel);
         if (tunnel.jti === undefined) connection.tunnel = tunnel;
         return tunnel.opened.resolve(undefined);
       case 'refused':
         return this.#drop(tunnel, isReason(what[2]) ? what[2] : 'relay_unavailable');
       case 'frame':
+        tunnel.activeAt = this.now();
         if (!connection.trySend(what[2])) this.tooSlow(tunnel);
         return;
       case 'close':
@@ -158,13 +173,36 @@ export class Tunnels {
     }
   }
 
+  /** Puts a tunnel at the end of its queue. */
+  #queue(tunnel: OwnerTunnel): void {
+    tunnel.queuedAt = this.now();
+    const queue = tunnel.jti === undefined ? this.#toSessions : this.#toWatches;
+    queue.delete(tunnel);
+    queue.add(tunnel);
+  }
+
+  /** Gives up tunnels whose owner should have ended them long ago: it hangs. */
+  #giveUp(queue: Set<OwnerTunnel>, ttlMs: number): void {
+    const now = this.now();
+    for (const tunnel of queue) {
+      if (now - tunnel.queuedAt < ttlMs + MARGIN_MS) return;
+      if (now - tunnel.activeAt < ttlMs + MARGIN_MS) this.#queue(tunnel);
+      else this.#abandon(tunnel);
+    }
+  }
+
+  #abandon(tunnel: OwnerTunnel): void {
+    this.tell(tunnel, ['gone', tunnel.link]);
+    this.#lose(tunnel, 'relay_unavailable');
+  }
+
   /** One more beat: gives up where an owner has not answered in time. */
   beat(): void {
+    this.#giveUp(this.#toSessions, this.sessionTtlMs);
+    this.#giveUp(this.#toWatches, WATCH_TTL_MS);
     for (const [tunnel, beats] of this.#asked) {
       this.#asked.set(tunnel, beats - 1);
-      if (beats > 0) continue;
-      this.tell(tunnel, ['gone', tunnel.link]);
-      this.#lose(tunnel, 'relay_unavailable');
+      if (beats <= 0) this.#abandon(tunnel);
     }
   }
 
@@ -189,6 +227,8 @@ export class Tunnels {
     const tunnels = this.#open.get(owner);
     tunnels?.delete(link);
     if (tunnels?.size === 0) this.#open.delete(owner);
+    this.#toSessions.delete(tunnel);
+    this.#toWatches.delete(tunnel);
     this.#asked.delete(tunnel);
     connection.tunnels?.delete(tunnel);
     if (connection.tunnel === tunnel) connection.tunnel = undefined;

@@ -1,21 +1,38 @@
-/** One line an event on stdout: JSON, or for a person at a terminal plain words. */
+/** The log: one line for each event, on stdout. JSON for machines, plain words at a terminal. */
 
 export const LOG_LEVELS = ['debug', 'info', 'warn', 'error', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
+type EventLevel = Exclude<LogLevel, 'silent'>;
 type Fields = Record<string, unknown>;
 
-export type Log = Record<Exclude<LogLevel, 'silent'>, (message: string, fields?: Fields) => void>;
+export type Log = Record<EventLevel, (message: string, fields?: Fields) => void>;
 
-interface LogSink {
-  isTTY: boolean;
-  write(line: string): void;
-}
+/** Takes the events of a log. */
+export type LogFunction = (level: EventLevel, message: string, fields: Fields) => void;
 
 /**
- * Stdout for a process that lives long: a reader that is slow or gone neither stalls the relay nor ends it. What it
- * does not take is dropped, and counted. Not `process.stdout`, which blocks, and takes half of a start to load.
+ * @param level Events below it are dropped; `silent` drops all.
+ * @param take Where the events go. Default: stdout.
  */
-function standardOutput(): LogSink {
+export function createLog(level: LogLevel, take: LogFunction = standardOutput()): Log {
+  const at = (name: EventLevel) => {
+    if (LOG_LEVELS.indexOf(name) < LOG_LEVELS.indexOf(level)) return () => {};
+    return (message: string, fields: Fields = {}) => take(name, message, fields);
+  };
+  return { debug: at('debug'), info: at('info'), warn: at('warn'), error: at('error') };
+}
+
+/** Whether a person reads stdout. `node:fs` costs a start ten milliseconds, so it is used only if that is likely. */
+export const isTerminal = (): boolean =>
+  (Bun.enableANSIColors || Boolean(process.env.NO_COLOR)) &&
+  process.getBuiltinModule('node:fs').fstatSync(1).isCharacterDevice();
+
+/**
+ * Writes events to stdout. A reader that is slow or gone neither stalls the relay nor ends it: lines that it does not
+ * take are dropped, and their number is logged later. (`process.stdout` blocks, and takes half of a start to load.)
+ */
+function standardOutput(): LogFunction {
+  const format = isTerminal() ? humanLine : jsonLine;
   const writer = Bun.stdout.writer();
   let isTaken = true;
   let dropped = 0;
@@ -33,45 +50,41 @@ function standardOutput(): LogSink {
       dropped += 1;
     }
   };
-  return {
-    // node:fs costs a start ten milliseconds: it is asked only where there may be a terminal.
-    isTTY:
-      Bun.enableANSIColors && process.getBuiltinModule('node:fs').fstatSync(1).isCharacterDevice(),
-    write(line) {
-      if (!isTaken) {
-        dropped += 1;
-        return;
-      }
-      if (dropped > 0) write(jsonLine('warn', 'log lines were dropped', { lines: dropped }));
-      dropped = 0;
-      write(line);
-    },
+  return (level, message, fields) => {
+    if (!isTaken) {
+      dropped += 1;
+      return;
+    }
+    if (dropped > 0) write(format('warn', 'log lines were dropped', { lines: dropped }));
+    dropped = 0;
+    write(format(level, message, fields));
   };
 }
 
-/**
- * @param level Events below it are dropped; `silent` drops all.
- * @param sink Where the lines go. Default: stdout.
- */
-export function createLog(level: LogLevel, sink: LogSink = standardOutput()): Log {
-  const format = sink.isTTY ? humanLine : jsonLine;
-  const at = (name: Exclude<LogLevel, 'silent'>) => {
-    if (LOG_LEVELS.indexOf(name) < LOG_LEVELS.indexOf(level)) return () => {};
-    return (message: string, fields: Fields = {}) => sink.write(format(name, message, fields));
-  };
-  return { debug: at('debug'), info: at('info'), warn: at('warn'), error: at('error') };
-}
-
-function jsonLine(level: string, msg: string, fields: Fields): string {
+export function jsonLine(level: EventLevel, msg: string, fields: Fields): string {
   return `${JSON.stringify({ time: new Date().toISOString(), level, msg, ...fields })}\n`;
 }
 
-function humanLine(level: string, message: string, fields: Fields): string {
+const COLOURS = { debug: '2', info: '', warn: '33', error: '31' } satisfies Record<
+  EventLevel,
+  string
+>;
+
+/** A line for people: the time, the level if it is not `info`, the message and its fields; in colour if wanted. */
+export function humanLine(
+  level: EventLevel,
+  message: string,
+  fields: Fields,
+  inColour: boolean = Bun.enableANSIColors,
+): string {
+  const paint = (code: string, text: string): string =>
+    inColour && code && text ? `\u001b[${code}m${text}\u001b[0m` : text;
   const time = new Date().toTimeString().slice(0, 8);
-  const rest = Object.entries(fields)
+  const told = Object.entries(fields)
     .filter(([, value]) => value !== undefined)
     .map(
       ([name, value]) => `  ${name}=${typeof value === 'string' ? value : JSON.stringify(value)}`,
     );
-  return `${time} ${level.padEnd(5)} ${message}${rest.join('')}\n`;
+  const label = level === 'info' ? '' : `${level}: `;
+  return `${paint('2', time)} ${paint(COLOURS[level], label + message)}${paint('2', told.join(''))}\n`;
 }

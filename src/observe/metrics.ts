@@ -93,6 +93,18 @@ export function createRegistry(sockets: Sockets): Registry {
     'code',
     () => stats.refusals,
   );
+  counters(
+    'amesh_relay_admitted_total',
+    'Sockets let in by an access token, by its name.',
+    'token',
+    () => Object.fromEntries(stats.admitted),
+  );
+  counters(
+    'amesh_relay_turned_away_total',
+    'Requests for a socket that were refused before the upgrade.',
+    'reason',
+    () => stats.turnedAway,
+  );
   gauge('amesh_relay_watches', 'Token ids watched now.', () => bootstrap.size);
   counters(
     'amesh_relay_bootstraps_total',
@@ -159,8 +171,8 @@ export function createRegistry(sockets: Sockets): Registry {
     buckets: WAIT_BUCKETS_SECONDS,
     registers,
   });
-  stats.onBegun = (milliseconds) => waited.observe(milliseconds / 1000);
-  stats.onEnded = (milliseconds) => lasted.observe(milliseconds / 1000);
+  stats.onBegun.push((milliseconds) => waited.observe(milliseconds / 1000));
+  stats.onEnded.push((milliseconds) => lasted.observe(milliseconds / 1000));
   return registry;
 }
 

@@ -1,5 +1,9 @@
 /** What the relay counts of itself. Plain numbers, so that counting costs nothing; log and metrics read them. */
+import { UNNAMED } from '../admission/access-token.ts';
 import { errorCodes, rejectReasons, type RejectReason } from '../wire/codes.ts';
+
+/** How a session ends. */
+export type Outcome = 'completed' | 'expired' | 'abandoned';
 
 export class Stats {
   connectionsAccepted = 0;
@@ -20,6 +24,15 @@ export class Stats {
     ...(Object.keys(errorCodes) as RejectReason[]),
     ...(Object.keys(rejectReasons) as RejectReason[]),
   ]);
+  /** Requests for a socket that were answered over plain HTTP. */
+  readonly turnedAway = zeroes([
+    'access_token_missing',
+    'access_token_wrong',
+    'too_many_wrong_tokens',
+    'origin_refused',
+  ] as const);
+  /** Sockets let in by an access token, by its name. */
+  readonly admitted = new Map([[UNNAMED, 0]]);
   readonly bootstraps = zeroes([
     'watched',
     'announced',
@@ -28,11 +41,18 @@ export class Stats {
     'expired',
     'abandoned',
   ] as const);
-  /** Set by the metrics, where somebody reads them: milliseconds from `listen` to `peer_found`. */
-  onBegun: ((waitedMs: number) => void) | undefined;
-  /** Set by the metrics, where somebody reads them: milliseconds from `peer_found` to the end. */
-  onEnded: ((lastedMs: number) => void) | undefined;
+  /** Told of each pairing that begins, with the milliseconds from `listen` to `peer_found`. */
+  readonly onBegun: ((waitedMs: number) => void)[] = [];
+  /** Told of each pairing that ends, with the milliseconds since `peer_found`. */
+  readonly onEnded: ((lastedMs: number, outcome: Outcome) => void)[] = [];
   #last = this.#total();
+
+  /** Counts by these names of access tokens from now on, and forgets names that are gone, so that they stay few. */
+  nameTokens(names: readonly string[]): void {
+    const counts = [UNNAMED, ...names].map((name) => [name, this.admitted.get(name) ?? 0] as const);
+    this.admitted.clear();
+    for (const [name, count] of counts) this.admitted.set(name, count);
+  }
 
   /** What happened since this was last asked, for the log; undefined where nothing did. */
   sinceLast(): Record<string, number> | undefined {
@@ -53,10 +73,14 @@ export class Stats {
       bootstraps: this.bootstraps.acknowledged,
       frames: this.framesForwarded,
       bytes: this.bytesForwarded,
-      refusals: Object.values(this.refusals).reduce((sum, count) => sum + count, 0),
+      refusals: sum(this.refusals),
+      turnedAway: sum(this.turnedAway),
     };
   }
 }
+
+const sum = (counts: Record<string, number>): number =>
+  Object.values(counts).reduce((total, count) => total + count, 0);
 
 function zeroes<K extends string>(keys: readonly K[]): Record<K, number> {
   const counts = {} as Record<K, number>;

