@@ -112,14 +112,19 @@ async function announce(
   if (Object.keys(changed).length > 0) log.info('settings that you changed', changed);
 }
 
-/** The address families that a host serves; undefined for a name, which may have either. */
+/** The address families that a host serves; undefined for a name, which may have either, and where it can't be known. */
 async function familiesOf(host: string): Promise<string[] | undefined> {
   if (/^[\d.]+$/.test(host)) return ['IPv4'];
   if (!host.includes(':')) return undefined;
   if (host !== '::') return ['IPv6'];
   const { networkInterfaces } = await import('node:os');
-  const addresses = Object.values(networkInterfaces()).flat();
-  return addresses.some((address) => address?.family === 'IPv6') ? ['IPv4', 'IPv6'] : ['IPv4'];
+  try {
+    const addresses = Object.values(networkInterfaces()).flat();
+    return addresses.some((address) => address?.family === 'IPv6') ? ['IPv4', 'IPv6'] : ['IPv4'];
+  } catch {
+    // A service that may not open a netlink socket, as the systemd unit has it, is not told its interfaces.
+    return undefined;
+  }
 }
 
 async function main(args: string[]): Promise<void> {

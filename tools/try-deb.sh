@@ -74,7 +74,7 @@ expect 'the service' "$(active) $(enabled)" 'active enabled'
 main=$(inside systemctl show --property MainPID --value amesh-relay)
 (($(inside stat --format %u "/proc/$main") > 60000)) || fail 'the relay has no user of its own'
 for host in 127.0.0.1 '[::1]'; do
-  inside amesh-relay check "ws://$host:3001/ws" >"$work/log" || fail "check: $(cat "$work/log")"
+  inside amesh-relay check --idle 0 "ws://$host:3001/ws" >"$work/log" || fail "check: $(cat "$work/log")"
 done
 inside systemd-analyze security --no-pager amesh-relay | tail -1
 echo 'installed: it runs, as a user of its own, and a device gets through'
