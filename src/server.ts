@@ -321,8 +321,13 @@ async function familiesOf(host: string): Promise<string[] | undefined> {
   if (!host.includes(':')) return undefined;
   if (host !== '::') return ['IPv6'];
   const { networkInterfaces } = await import('node:os');
-  const addresses = Object.values(networkInterfaces()).flat();
-  return addresses.some((address) => address?.family === 'IPv6') ? ['IPv4', 'IPv6'] : ['IPv4'];
+  try {
+    const addresses = Object.values(networkInterfaces()).flat();
+    return addresses.some((address) => address?.family === 'IPv6') ? ['IPv4', 'IPv6'] : ['IPv4'];
+  } catch {
+    // A service that may not open a netlink socket, as the systemd unit has it, is not told its interfaces.
+    return undefined;
+  }
 }
 
 /** Takes an address, or says in one line why it can't be had. Bun calls an unknown host a port in use. */

