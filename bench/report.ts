@@ -95,9 +95,10 @@ function contestantTable(results: Results): string {
     const measured = results[key];
     if (!measured) return [];
     const { title, unit, samples } = measured;
-    const cells = ['relay', 'bare', 'ws', 'peerjs'].map(
-      (name) =>
-        `${figure(median(samples[name] ?? []))} (${ratio(samples[name], samples.bare).toFixed(2)})`,
+    const cells = ['relay', 'bare', 'ws', 'peerjs'].map((name) =>
+      samples[name]
+        ? `${figure(median(samples[name]))} (${ratio(samples[name], samples.bare).toFixed(2)})`
+        : 'not measured',
     );
     return [[`${title}, ${unit}`, ...cells]];
   });

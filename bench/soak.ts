@@ -355,12 +355,7 @@ async function progress(): Promise<void> {
       [of('amesh_relay_refusals_total'), 10],
       [quantile(latencies.slice(seen), 0.99).toFixed(1), 8],
       [((rss.at(-1) ?? 0) / MiB).toFixed(0), 9],
-      [
-        (
-          (metrics.get('amesh_relay_event_loop_delay_seconds{quantile="0.99"}') ?? 0) * 1000
-        ).toFixed(1),
-        13,
-      ],
+      [((metrics.get('amesh_relay_event_loop_delay_p99_seconds') ?? 0) * 1000).toFixed(1), 13],
     ];
     seen = latencies.length;
     console.log(cells.map(([text, width]) => String(text).padStart(width)).join(''));
