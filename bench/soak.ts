@@ -5,8 +5,15 @@
 import { connect as dial, type Socket } from 'node:net';
 import { parseArgs } from 'node:util';
 
-const { minutes, honest, hostile } = parseArgs({
+const USAGE = `usage: bun run soak [--minutes 10] [--honest 20] [--hostile 200]
+
+Starts a relay as it ships, lets so many honest devices pair and so many hostile clients do their worst for so many
+minutes, waits 75 s more until every limit has run out, and ends with a verdict: exit code 0 if no honest pairing failed,
+memory is flat and every book is empty, and 1 if not.`;
+
+const { minutes, honest, hostile, help } = parseArgs({
   options: {
+    help: { type: 'boolean', short: 'h', default: false },
     minutes: { type: 'string', default: '10' },
     honest: { type: 'string', default: '20' },
     hostile: { type: 'string', default: '200' },
@@ -15,8 +22,12 @@ const { minutes, honest, hostile } = parseArgs({
 const RUN_MS = Number(minutes) * 60_000;
 const HONEST = Number(honest);
 const HOSTILE = Number(hostile);
+if (help) {
+  console.log(USAGE);
+  process.exit(0);
+}
 if (!(RUN_MS > 0 && HONEST > 0 && HOSTILE >= 0)) {
-  console.error('usage: bun run soak [--minutes 10] [--honest 20] [--hostile 200]');
+  console.error(USAGE);
   process.exit(2);
 }
 const PROGRESS_MS = 10_000;
@@ -366,6 +377,9 @@ const workers = [
 ];
 await workers[0];
 console.log('cooling down …');
+console.log(
+  `The load is over. ${COOL_DOWN_MS / 1000} s more, until sessions and limits have run out and every book should be empty.`,
+);
 await Bun.sleep(COOL_DOWN_MS);
 const books = [...(await scrape())].filter(
   ([name]) => name.startsWith('amesh_relay_book_entries') && !name.includes('burnt'),

@@ -36,7 +36,7 @@ async function serve(args: string[]): Promise<void> {
   let isListening = false;
   let drain = true;
   // Before the start, since process 1 of a container does not end on a signal that it does not handle.
-  await onSignals(() => {
+  onSignals(() => {
     if (!isListening) process.exit(0);
     relay.stop({ drain }).then(
       () => process.exit(0),
@@ -71,60 +71,40 @@ const ENDINGS = {
 } satisfies Record<Outcome, string>;
 
 /** Calls `stop` at each SIGTERM, SIGINT and SIGHUP; SIGUSR1 and SIGUSR2, which would end the process, do nothing. */
-async function onSignals(stop: () => void): Promise<void> {
+function onSignals(stop: () => void): void {
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, stop);
   for (const signal of ['SIGUSR1', 'SIGUSR2'] as const) process.on(signal, () => {});
-  // SIGHUP stays ignored where it was at the start: by nohup, that is. Only Linux says so.
+  void ignoresHangup().then((ignores) => {
+    if (!ignores) process.on('SIGHUP', stop);
+  });
+}
+
+/** Whether SIGHUP was ignored when this process started, which is what nohup does. Only Linux tells. */
+async function ignoresHangup(): Promise<boolean> {
   const status = await Bun.file('/proc/self/status')
     .text()
     .catch(() => '');
-  const ignored = /^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? '0';
-  if ((BigInt(`0x${ignored}`) & 1n) === 0n) process.on('SIGHUP', stop);
+  const mask = /^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? '0';
+  return (BigInt(`0x${mask}`) & 1n) === 1n;
 }
 
-/** Logs where the relay listens and its settings: all of them for machines, for people only what they changed. */
+/** Logs the settings: all of them for machines, and for people where the page is and what they changed. */
 async function announce(
   log: Log,
   config: Config,
-  { host, port, url }: RelayAddress,
+  { url }: RelayAddress,
   metrics: number | undefined,
   args: string[],
 ): Promise<void> {
-  const http = url.replace(/^ws/, 'http').slice(0, -'/ws'.length);
-  const families = await familiesOf(host);
   if (!isTerminal()) {
-    log.info('listening', {
-      websocket: url,
-      health: `${http}/health`,
-      host,
-      port,
-      families,
-      version,
-      metrics,
-    });
     log.info('settings', config);
     return;
   }
-  log.info(`amesh relay ${version} is listening`, { at: url, families: families?.join(' and ') });
-  if (config.page) log.info(`See it and try it in a browser: ${http}/`);
+  const page = url.replace(/^ws/, 'http').slice(0, -'ws'.length);
+  if (config.page) log.info(`See it and try it in a browser: ${page}`);
   if (metrics !== undefined) log.info('metrics are on', { port: metrics });
   const changed = changedSettings(process.env, await readFlags(args));
   if (Object.keys(changed).length > 0) log.info('settings that you changed', changed);
-}
-
-/** The address families that a host serves; undefined for a name, which may have either, and where it can't be known. */
-async function familiesOf(host: string): Promise<string[] | undefined> {
-  if (/^[\d.]+$/.test(host)) return ['IPv4'];
-  if (!host.includes(':')) return undefined;
-  if (host !== '::') return ['IPv6'];
-  const { networkInterfaces } = await import('node:os');
-  try {
-    const addresses = Object.values(networkInterfaces()).flat();
-    return addresses.some((address) => address?.family === 'IPv6') ? ['IPv4', 'IPv6'] : ['IPv4'];
-  } catch {
-    // A service that may not open a netlink socket, as the systemd unit has it, is not told its interfaces.
-    return undefined;
-  }
 }
 
 async function main(args: string[]): Promise<void> {

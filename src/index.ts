@@ -43,5 +43,12 @@ export async function createRelayServer({ log, ...settings }: RelayOptions = {})
   }
   const logLevel = settings.logLevel ?? (log ? 'info' : 'silent');
   const config = readOptions({ ...settings, logLevel });
-  return new RelayServer(config, { log: createLog(logLevel, log) });
+  return new RelayServer(config, { log: createLog(logLevel, log && harmless(log)) });
+}
+
+/** A log function that throws, or rejects, must not end a relay that is well. */
+function harmless(log: LogFunction): LogFunction {
+  return (level, message, fields) => {
+    void Promise.try(log, level, message, fields).catch(() => {});
+  };
 }

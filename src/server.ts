@@ -1,4 +1,5 @@
 /** The relay as a whole: it listens, keeps the timers, and stops. */
+import { version } from '../package.json' with { type: 'json' };
 import { CallerResolver } from './admission/client-address.ts';
 import type { AccessToken } from './admission/access-token.ts';
 import { originRefusal, type Refused } from './admission/origins.ts';
@@ -48,7 +49,6 @@ export class RelayServer implements Relay {
   #server: BunServer | undefined;
   #cluster: { leave: () => Promise<void> } | undefined;
   #metrics: { port: number; stop: () => Promise<void> } | undefined;
-  readonly #isShortOfRoom: boolean;
   #isShortOfDescriptors = false;
   #timers: NodeJS.Timeout[] = [];
   #state: 'new' | 'started' | 'stopped' = 'new';
@@ -56,15 +56,12 @@ export class RelayServer implements Relay {
   #stopped: Promise<void> | undefined;
 
   constructor(config: Config, { now = () => performance.now(), log }: Internals = {}) {
-    // Beyond its limit of descriptors a process can neither accept nor refuse anybody.
-    const room = Math.max(1, maxDescriptors() - SPARE_DESCRIPTORS);
-    this.#config = { ...config, maxConnections: Math.min(config.maxConnections, room) };
-    this.#isShortOfRoom = room < config.maxConnections;
+    this.#config = config;
     this.#now = now;
     this.#log = log ?? createLog(config.logLevel);
     const warn = (message: string): void => this.#log.warn(message);
     this.#callers = new CallerResolver(config.trustProxy, warn, config.trustedProxies);
-    this.sockets = new Sockets(this.#config, this.#log, now);
+    this.sockets = new Sockets(config, this.#log, now);
   }
 
   /** The port of the metrics, where there are any. */
@@ -123,14 +120,20 @@ export class RelayServer implements Relay {
       setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
       setInterval(() => void this.#tokens?.reload(), RELOAD_EVERY_MS),
     ];
-    if (this.#isShortOfRoom) {
-      this.#log.warn('the limit of open files (nofile) allows fewer than AMESH_MAX_CONNECTIONS', {
-        nofile: maxDescriptors(),
-        maxConnections: this.#config.maxConnections,
-      });
-    }
     const bound = this.#server.port as number;
-    return { host, port: bound, url: `${tls ? 'wss' : 'ws'}://${connectable(host)}:${bound}/ws` };
+    const authority = `${connectable(host)}:${bound}`;
+    const url = `${tls ? 'wss' : 'ws'}://${authority}/ws`;
+    this.#log.info('listening', {
+      websocket: url,
+      health: `${tls ? 'https' : 'http'}://${authority}/health`,
+      host,
+      port: bound,
+      families: await familiesOf(host),
+      version,
+      metrics: this.metricsPort,
+    });
+    await this.#fitDescriptors();
+    return { host, port: bound, url };
   }
 
   async stop({ drain = false }: StopOptions = {}): Promise<void> {
@@ -258,9 +261,21 @@ export class RelayServer implements Relay {
     return refusal(refused);
   }
 
-  /** At its limit of descriptors a process can accept nobody, and says nothing of it by itself. */
-  #lookAtDescriptors(): void {
-    const [open, max] = [openDescriptors(), maxDescriptors()];
+  /** At its limit of descriptors a process can neither accept nor refuse anybody, so it takes fewer sockets than that. */
+  async #fitDescriptors(): Promise<void> {
+    const nofile = await maxDescriptors();
+    const room = Math.max(1, nofile - SPARE_DESCRIPTORS);
+    if (room >= this.#config.maxConnections) return;
+    this.sockets.connections.maxConnections = room;
+    this.#log.warn('the limit of open files (nofile) allows fewer than AMESH_MAX_CONNECTIONS', {
+      nofile,
+      sockets: room,
+    });
+  }
+
+  /** Such a process says nothing of it by itself. */
+  async #lookAtDescriptors(): Promise<void> {
+    const [open, max] = await Promise.all([openDescriptors(), maxDescriptors()]);
     const isShort = open > max * 0.9;
     if (isShort && !this.#isShortOfDescriptors) {
       this.#log.warn('file descriptors run short; raise the limit of open files (nofile)', {
@@ -277,7 +292,7 @@ export class RelayServer implements Relay {
   }
 
   #summarise(): void {
-    this.#lookAtDescriptors();
+    void this.#lookAtDescriptors();
     const summary = this.sockets.stats.sinceLast();
     if (!summary) return;
     const { connections, pairing } = this.sockets;
@@ -298,6 +313,21 @@ function tooManyRequests(): Response {
     status: 429,
     headers: { 'content-type': 'application/json', 'retry-after': '1', connection: 'close' },
   });
+}
+
+/** The address families that a host serves; undefined for a name, which may have either. */
+async function familiesOf(host: string): Promise<string[] | undefined> {
+  if (/^[\d.]+$/.test(host)) return ['IPv4'];
+  if (!host.includes(':')) return undefined;
+  if (host !== '::') return ['IPv6'];
+  const { networkInterfaces } = await import('node:os');
+  try {
+    const addresses = Object.values(networkInterfaces()).flat();
+    return addresses.some((address) => address?.family === 'IPv6') ? ['IPv4', 'IPv6'] : ['IPv4'];
+  } catch {
+    // A service that may not open a netlink socket, as the systemd unit has it, is not told its interfaces.
+    return undefined;
+  }
 }
 
 /** Takes an address, or says in one line why it can't be had. Bun calls an unknown host a port in use. */

@@ -179,7 +179,9 @@ test.skipIf(!SCRIPT)('at a terminal it says where, and only what was changed', a
   }
   expect(text).toContain('\u001b[');
   const lines = Bun.stripANSI(text).trim().split(/\r?\n/);
-  expect(lines[0]).toMatch(/ is listening {2}at=ws:\/\/127\.0\.0\.1:\d+\/ws {2}families=IPv4$/);
+  expect(lines[0]).toMatch(
+    / listening {2}websocket=ws:\/\/127\.0\.0\.1:\d+\/ws {2}families=IPv4 {2}version=[\d.]+$/,
+  );
   expect(lines[1]).toMatch(/ in a browser: http:\/\/127\.0\.0\.1:\d+\/$/);
   expect(lines[2]).toEndWith(
     ' settings that you changed  --port=0  --host=127.0.0.1  AMESH_SESSION_TTL=60',

@@ -52,6 +52,14 @@ describe('amesh-relay health', () => {
     expect(await relay.process.exited).toBe(0);
   });
 
+  test('says that port 0 is no port to ask', async () => {
+    const { code, out, err } = await run(['health'], { PORT: '0' });
+    expect({ code, out }).toEqual({ code: 1, out: '' });
+    expect(err).toMatch(
+      /^amesh-relay: port 0 means that the system chose one; give the port .+\n$/,
+    );
+  });
+
   test('is 1 for something that is no relay, and for something that never answers', async () => {
     using other = Bun.serve({ port: 0, hostname: '127.0.0.1', fetch: () => new Response('hello') });
     const stranger = await run(['health', '-p', String(other.port)]);

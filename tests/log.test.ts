@@ -49,11 +49,29 @@ test('a library tells its log function everything from info up, with a level wha
     await relay.stop({ drain: true });
     return events;
   };
-  expect(await told({})).toEqual(['info draining', 'info stopped']);
+  expect(await told({})).toEqual(['info listening', 'info draining', 'info stopped']);
   expect(await told({ logLevel: 'warn' })).toEqual([]);
   const wrong = createRelayServer({ log: 'info' as never });
   expect(await wrong.catch((error: unknown) => error)).toBeInstanceOf(ConfigError);
 });
+
+test.each([
+  [
+    'throws',
+    () => {
+      throw new Error('of the log');
+    },
+  ],
+  ['rejects', () => Promise.reject(new Error('of the log'))],
+] as [string, () => void][])(
+  'a log function that %s does the relay no harm',
+  async (_what, log) => {
+    const relay = await createRelayServer({ port: 0, host: '127.0.0.1', log });
+    const { port } = await relay.start();
+    expect((await fetch(`http://127.0.0.1:${port}/health`)).status).toBe(200);
+    await relay.stop({ drain: true });
+  },
+);
 
 test('a library is silent unless it is told to log', async () => {
   const program = (options: string) =>
@@ -66,7 +84,12 @@ test('a library is silent unless it is told to log', async () => {
     return child.stdout.text();
   };
   expect(await output('')).toBe('');
-  expect(await output(", logLevel: 'info'")).toContain('"msg":"stopped"');
+  const logged = (await output(", logLevel: 'info'")).trim().split('\n');
+  expect(logged.map((line) => (JSON.parse(line) as { msg: string }).msg)).toEqual([
+    'listening',
+    'draining',
+    'stopped',
+  ]);
 });
 
 test('a summary counts from the last one, and there is none where nothing happened', () => {

@@ -8,7 +8,6 @@ import pkg from '../package.json' with { type: 'json' };
 import type { RelayOptions } from '../src/config.ts';
 import { createApp } from '../src/http.ts';
 import { createRelayServer } from '../src/index.ts';
-import { startPrivateRelay } from './private-relay.ts';
 import { freePort } from './support.ts';
 
 setDefaultTimeout(30_000);
@@ -395,13 +394,33 @@ describe.skipIf(!executablePath)('in Chromium', () => {
     },
   );
 
+  test('a page of another host does not get in, and one that is listed does', async () => {
+    const other = `http://localhost:${new URL(url).port}`;
+    const listing = await startRelay({ allowedOrigins: [other] });
+    const { page } = await open({}, other);
+    const opens = (relay: string): Promise<boolean> =>
+      page.evaluate(
+        (to) =>
+          new Promise<boolean>((resolve) => {
+            const ws = new WebSocket(to);
+            ws.onopen = () => resolve(true);
+            ws.onerror = () => resolve(false);
+          }),
+        `${relay.replace('http:', 'ws:')}ws`,
+      );
+    // The page's own rules keep it from other hosts, so it has to be one without any.
+    await page.goto(`${other}/health`);
+    expect([await opens(url), await opens(listing)]).toEqual([false, true]);
+    expect(await opens(`${other}/`)).toBe(true);
+    await page.context().close();
+  });
+
   test('a private relay: asks for the token, pairs with it, shows it nowhere', async () => {
     const token = 'a-token-for-the-page_01234';
-    const door = startPrivateRelay(`${url.replace('http', 'ws')}ws`, token);
-    cleanUps.push(door.stop);
+    const home = await startRelay({ accessToken: token });
     const { page, complaints } = await open(
       { permissions: ['clipboard-read', 'clipboard-write'] },
-      door.url.replace('ws:', 'http:').replace(/ws$/, ''),
+      home,
     );
     const give = async (text: string): Promise<void> => {
       await page.getByLabel('Your access token').fill(text);
@@ -417,7 +436,7 @@ describe.skipIf(!executablePath)('in Chromium', () => {
     await give(token);
     await page.getByRole('button', { name: 'Skip' }).click();
     await page.locator('#verdict.ok').waitFor();
-    const address = `${door.url}?token=`;
+    const address = `${home.replace('http:', 'ws:')}ws?token=`;
     expect(await page.locator('.relay').first().innerText()).toBe(`${address}••••••`);
     expect(await page.locator('html').innerHTML()).not.toContain(token);
     await page.getByRole('button', { name: 'Copy' }).nth(1).click();

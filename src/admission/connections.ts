@@ -12,12 +12,16 @@ interface ConnectionLimits {
 export class Connections {
   /** While true, newcomers are refused, and pairings that have begun go on. */
   draining = false;
+  /** Sockets that may be open at once. */
+  maxConnections: number;
   readonly #open = new Set<Peer>();
   /** Those that hold no session, no watch and no unanswered announcement; the longest idle stands first. */
   readonly #idle = new Set<Peer>();
   readonly #perClient = new Tally();
 
-  constructor(private readonly limits: ConnectionLimits) {}
+  constructor(private readonly limits: ConnectionLimits) {
+    this.maxConnections = limits.maxConnections;
+  }
 
   get size(): number {
     return this.#open.size;
@@ -33,8 +37,8 @@ export class Connections {
 
   /** Takes a socket in. Returns false where there is no room for it. */
   admit(connection: Peer, now: number): boolean {
-    const { maxConnections, maxConnectionsPerClient } = this.limits;
-    if (this.#open.size >= maxConnections) return false;
+    const { maxConnectionsPerClient } = this.limits;
+    if (this.#open.size >= this.maxConnections) return false;
     if (this.#perClient.of(connection.client) >= maxConnectionsPerClient) return false;
     this.#open.add(connection);
     this.#perClient.add(connection.client);

@@ -12,6 +12,12 @@ export async function health(args: string[]): Promise<number> {
     .catch(() => '');
   // The last of two equal flags counts.
   const { host, port, tlsCertFile } = await readArguments([...flagsIn(started), ...args]);
+  if (port === 0) {
+    process.stderr.write(
+      'amesh-relay: port 0 means that the system chose one; give the port that the log says (PORT, --port)\n',
+    );
+    return 1;
+  }
   const url = `${tlsCertFile ? 'https' : 'http'}://${connectable(host)}:${port}/health`;
   const problem = await ask(url);
   if (problem) process.stderr.write(`amesh-relay: ${url}: ${problem}\n`);

@@ -1,21 +1,15 @@
-/** File descriptors of this process, as Linux tells them. Elsewhere they are not known, and count as 0 and unlimited. */
-import { readdirSync, readFileSync } from 'node:fs';
+/** File descriptors of this process, as Linux tells them. Elsewhere they are not known: 0 open, and no limit. */
 
 /** How many are open. */
-export function openDescriptors(): number {
-  try {
-    return readdirSync('/proc/self/fd').length;
-  } catch {
-    return 0;
-  }
+export async function openDescriptors(): Promise<number> {
+  const { readdir } = await import('node:fs/promises');
+  return (await readdir('/proc/self/fd').catch(() => [])).length;
 }
 
 /** How many may be open. Bun raises the soft limit to the hard one when it starts. */
-export function maxDescriptors(): number {
-  try {
-    const limits = readFileSync('/proc/self/limits', 'utf8');
-    return Number(/^Max open files\s+(\d+)/m.exec(limits)?.[1] ?? Infinity);
-  } catch {
-    return Infinity;
-  }
+export async function maxDescriptors(): Promise<number> {
+  const limits = await Bun.file('/proc/self/limits')
+    .text()
+    .catch(() => '');
+  return Number(/^Max open files\s+(\d+)/m.exec(limits)?.[1] ?? Infinity);
 }

@@ -70,6 +70,9 @@ const COLOURS = { debug: '2', info: '', warn: '33', error: '31' } satisfies Reco
   string
 >;
 
+/** What people are shown of these events. The rest only says the same again, for machines. */
+const FOR_PEOPLE: Record<string, string[]> = { listening: ['websocket', 'families', 'version'] };
+
 /** A line for people: the time, the level if it is not `info`, the message and its fields; in colour if wanted. */
 export function humanLine(
   level: EventLevel,
@@ -81,10 +84,14 @@ export function humanLine(
     inColour && code && text ? `\u001b[${code}m${text}\u001b[0m` : text;
   const time = new Date().toTimeString().slice(0, 8);
   const told = Object.entries(fields)
-    .filter(([, value]) => value !== undefined)
-    .map(
-      ([name, value]) => `  ${name}=${typeof value === 'string' ? value : JSON.stringify(value)}`,
-    );
+    .filter(([name, value]) => value !== undefined && (FOR_PEOPLE[message]?.includes(name) ?? true))
+    .map(([name, value]) => `  ${name}=${inWords(value)}`);
   const label = level === 'info' ? '' : `${level}: `;
   return `${paint('2', time)} ${paint(COLOURS[level], label + message)}${paint('2', told.join(''))}\n`;
+}
+
+function inWords(value: unknown): string {
+  if (typeof value === 'string') return value;
+  const isList = Array.isArray(value) && value.every((entry) => typeof entry === 'string');
+  return isList ? value.join(' and ') : JSON.stringify(value);
 }

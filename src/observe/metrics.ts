@@ -14,13 +14,13 @@ export function createRegistry(sockets: Sockets): Registry {
   const registry = new Registry();
   const registers = [registry];
 
-  const gauge = (name: string, help: string, read: () => number): void => {
+  const gauge = (name: string, help: string, read: () => number | Promise<number>): void => {
     void new Gauge({
       name,
       help,
       registers,
-      collect() {
-        this.set(read());
+      async collect() {
+        this.set(await read());
       },
     });
   };
