@@ -21,7 +21,7 @@ const colour = {
   legend: null,
 } as const;
 
-async function draw(spec: Omit<TopLevelSpec, 'config'>): Promise<string> {
+export async function draw(spec: Omit<TopLevelSpec, 'config'>): Promise<string> {
   const { spec: vega } = compile({
     ...spec,
     config: {

@@ -53,6 +53,49 @@ test('every metric and every label of an alert exists', async () => {
   }
 });
 
+interface Dashboard {
+  panels: { title: string; targets: { expr: string; legendFormat: string }[] }[];
+}
+const { panels } = (await Bun.file(
+  join(folder, '../grafana/amesh-relay.json'),
+).json()) as Dashboard;
+/** The dashboard's queries, with what Grafana puts in place of its variables. */
+const queries = panels.flatMap(({ title, targets }) =>
+  targets.map(({ expr, legendFormat }) => ({
+    title,
+    legendFormat,
+    expr: expr
+      .replaceAll('$job', 'amesh-relay')
+      .replaceAll('$__rate_interval', '1m')
+      .replaceAll('$__range', '6h'),
+  })),
+);
+
+test('every metric, label and value of the dashboard exists', async () => {
+  const relay = await startRelay();
+  const values = await metrics(relay);
+  const all = await createRegistry(relay.sockets).getMetricsAsJSON();
+  const labels = new Set(
+    all.flatMap((metric) => metric.values.flatMap((v) => Object.keys(v.labels))),
+  );
+  for (const { expr, legendFormat } of queries) {
+    const named = [...expr.matchAll(/amesh_relay_\w+/g)].map(([name]) =>
+      name.replace(/_bucket$/, ''),
+    );
+    if (!expr.startsWith('sum(up')) expect(named.length, expr).toBeGreaterThan(0);
+    for (const name of named) expect([...values.keys()]).toContain(name);
+    const [, kept = ''] = /\bby \((\w+)\)/.exec(expr) ?? [];
+    if (kept) expect([...labels]).toContain(kept);
+    for (const [, label = ''] of legendFormat.matchAll(/\{\{(\w+)\}\}/g)) {
+      // What a query sums over has lost its other labels.
+      expect(kept || 'instance').toBe(label);
+    }
+    for (const [, outcome = ''] of expr.matchAll(/outcome="([^"]+)"/g)) {
+      expect([...(values.get('amesh_relay_sessions_ended_total') ?? [])]).toContain(outcome);
+    }
+  }
+});
+
 test('each alert is tried: it fires, and it stays silent', () => {
   for (const { alert } of rules) {
     const outcomes = cases
@@ -104,6 +147,12 @@ describe.skipIf(!promtool)('promtool', () => {
   test('each alert fires on what it should, and none through a check, a deploy or a quiet night', async () => {
     expect(await run(['test', 'rules', 'alerts.test.yml'])).toEndWith('exit 0');
   }, 30_000);
+
+  test('the dashboard’s queries are valid', async () => {
+    const recorded = queries.map(({ expr }, index) => ({ record: `query_${index}`, expr }));
+    const rules = Bun.YAML.stringify({ groups: [{ name: 'dashboard', rules: recorded }] }, null, 2);
+    expect(await run(['check', 'rules', '/dev/stdin'], rules)).toEndWith('exit 0');
+  });
 
   test('the metrics are as Prometheus wants them', async () => {
     const relay = await startRelay({ metricsPort: 0 });
