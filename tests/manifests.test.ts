@@ -62,10 +62,14 @@ interface ComposeService {
   profiles?: string[];
   networks: string[];
   command: string[];
+  healthcheck: { test: string[] };
 }
 interface ComposeFile {
-  services: Record<'relay' | 'relay-1' | 'relay-2' | 'redis' | 'proxy', ComposeService>;
-  networks: Record<string, { internal: boolean }>;
+  services: Record<
+    'relay' | 'relay-behind-tls' | 'caddy' | 'relay-1' | 'relay-2' | 'redis' | 'proxy',
+    ComposeService
+  >;
+  networks: Record<string, { internal?: boolean }>;
 }
 interface FlyFile {
   env: Record<string, string>;
@@ -99,7 +103,7 @@ const cloudRun = await readYaml<CloudRun>('deploy/cloudrun.yaml');
 const cloudRunWithRedis = await readWithRedis<CloudRun>('deploy/cloudrun.yaml');
 const cloudRunContainer = cloudRun.spec.template.spec.containers[0];
 const compose = await readYaml<ComposeFile>('docker-compose.yml');
-const { relay: alone, ...cluster } = compose.services;
+const { relay: alone, 'relay-behind-tls': behindTls, caddy, ...cluster } = compose.services;
 const two = [cluster['relay-1'], cluster['relay-2']];
 const fly = Bun.TOML.parse(await read('fly.toml')) as unknown as FlyFile;
 const unit = await read('deploy/amesh-relay.service');
@@ -148,6 +152,7 @@ describe('settings', () => {
     'deploy/haproxy.cfg',
     'deploy/apache.conf',
     'deploy/cluster.Caddyfile',
+    'deploy/compose.Caddyfile',
     'docs/self-hosting.md',
   ])('%s names no setting that does not exist, in words neither', async (file) => {
     const named = (await read(file)).match(
@@ -182,7 +187,7 @@ test('every platform waits longer than a drain lasts', () => {
   expect(pod.terminationGracePeriodSeconds).toBeGreaterThan(drainSeconds + preStop.sleep.seconds);
   expect(fly.kill_timeout).toBeGreaterThan(drainSeconds);
   expect(fly.kill_signal).toBe('SIGTERM');
-  for (const { stop_grace_period } of [alone, ...two]) {
+  for (const { stop_grace_period } of [alone, behindTls, ...two]) {
     expect(parseInt(stop_grace_period, 10)).toBeGreaterThan(drainSeconds);
   }
   expect(Number(/^TimeoutStopSec=(\d+)$/m.exec(unit)?.[1])).toBeGreaterThan(drainSeconds);
@@ -196,6 +201,7 @@ test('no file starts a second instance without Redis', () => {
   expect(deployment.spec.replicas).toBe(1);
   expect(alone.profiles).toBeUndefined();
   for (const { profiles } of Object.values(cluster)) expect(profiles).toEqual(['cluster']);
+  for (const { profiles } of [behindTls, caddy]) expect(profiles).toEqual(['tls']);
 });
 
 test('what is to be switched on for a Redis is there', () => {
@@ -211,7 +217,21 @@ describe('ports and paths', () => {
   test('Docker and Compose', () => {
     expect(/^EXPOSE (\d+)$/m.exec(dockerfile)?.[1]).toBe(String(port));
     expect(alone.ports).toEqual([`${port}:${port}`]);
-    for (const { build } of [alone, ...two]) expect(build.dockerfile).toBe('Dockerfile.relay');
+    for (const { build } of [alone, behindTls, ...two])
+      expect(build.dockerfile).toBe('Dockerfile.relay');
+  });
+
+  test('Compose, TLS: only Caddy can be reached, and the relay takes its word for who the client is', async () => {
+    const caddyfile = await read('deploy/compose.Caddyfile');
+    expect(caddyfile).toContain(`reverse_proxy relay-behind-tls:${port}\n`);
+    expect(caddy.ports).toEqual(['80:80', '443:443', '443:443/udp']);
+    expect(behindTls.ports).toBeUndefined();
+    expect(behindTls.networks).toEqual(caddy.networks);
+    expect(readEnvironment(behindTls.environment).trustProxy).toEqual({ by: 'hops', hops: 1 });
+    expect(caddy.healthcheck.test.at(-1)).toEndWith(
+      `${/^(http:\S+) \{$/m.exec(caddyfile)?.[1]}${HEALTH}`,
+    );
+    expect(caddy.image).toBe(cluster.proxy.image);
   });
 
   test('Compose, the cluster: only the proxy can be reached, and Redis by the relays alone', async () => {
@@ -222,7 +242,7 @@ describe('ports and paths', () => {
     expect(proxy.ports).toEqual([`3002:${/^:(\d+) \{$/m.exec(caddyfile)?.[1]}`]);
     for (const { ports } of [redis, ...two]) expect(ports).toBeUndefined();
     expect(redis.networks).toEqual(['redis']);
-    expect(compose.networks).toEqual({ redis: { internal: true } });
+    expect(compose.networks['redis']).toEqual({ internal: true });
     expect(redis.command.join(' ')).toContain('--maxmemory-policy noeviction');
     for (const { image } of [redis, proxy]) expect(image).toMatch(/:\d+\.\d+-alpine$/);
   });

@@ -1,5 +1,5 @@
 /**
- * The shipped files for HAProxy and Apache, run by the real servers; and what the access logs of all four proxies keep.
+ * The shipped files for HAProxy and Apache, run by the real servers; and what the access logs of all proxies keep.
  * nginx and Caddy have more tests in proxy.test.ts.
  */
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
@@ -111,6 +111,21 @@ const proxies: Record<string, { command: string; start: (place: Place) => Promis
       return ['run', '--adapter', 'caddyfile', '--config', `${here}/Caddyfile`];
     },
   },
+  'the Caddy of docker-compose.yml': {
+    command: 'caddy',
+    async start({ relay, port, here }) {
+      const shipped = (await read('compose.Caddyfile'))
+        .replace(/^\{$/m, '{\n\tauto_https disable_redirects\n\tskip_install_trust')
+        .replace(
+          '{$DOMAIN} {',
+          `https://127.0.0.1:${port} {\n\ttls ${here}/cert.pem ${here}/key.pem`,
+        )
+        .replace('http://127.0.0.1:8080', `http://127.0.0.1:${freePort()}`)
+        .replaceAll('relay-behind-tls:3001', `127.0.0.1:${relay}`);
+      await Bun.write(`${here}/Caddyfile`, shipped);
+      return ['run', '--adapter', 'caddyfile', '--config', `${here}/Caddyfile`];
+    },
+  },
 };
 
 interface Behind {
@@ -169,7 +184,7 @@ for (const name of Object.keys(proxies)) {
   if (!isHere(name)) console.warn(`SKIPPED: there is no ${name} here to test its file with`);
 }
 
-for (const name of ['HAProxy', 'Apache'] as const) {
+for (const name of ['HAProxy', 'Apache', 'the Caddy of docker-compose.yml'] as const) {
   describe.skipIf(!isHere(name))(name, () => {
     test('passes a pairing, frames of 60,000 characters included', async () => {
       const { ws } = await behind(name);
