@@ -94,12 +94,8 @@ export class Connection implements Peer {
   }
 
   close(reason: CloseReason): void {
-    this.closeWith(closes[reason].code, reason);
-  }
-
-  closeWith(code: number, reason: string): void {
     this.isClosed = true;
-    this.ws.close(code, reason);
+    this.ws.close(closes[reason].code, reason);
   }
 }
 

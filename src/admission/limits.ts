@@ -125,7 +125,7 @@ export class MinuteCount {
 
 /** A budget for each client that refills steadily: `burst` at once, then `perSecond`. */
 export class Budget {
-  // What is spent and not refilled yet. Keys stand in the order of their last use.
+  // What is spent and not refilled yet.
   readonly #book = new Map<string, { spent: number; at: number }>();
 
   constructor(

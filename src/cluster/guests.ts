@@ -19,17 +19,14 @@ class Guest implements Peer {
   announced: Set<Watch> | undefined = undefined;
   /** Frames that came from it. */
   received = 0;
-  /** The instance of its socket, and the number of the tunnel there. */
-  readonly instance: string;
 
+  /** @param link The number of the tunnel at the instance of its socket. */
   constructor(
     readonly client: string,
-    instance: string,
+    readonly instance: string,
     readonly link: number,
     private readonly mail: Mail,
-  ) {
-    this.instance = instance;
-  }
+  ) {}
 
   tell(what: ToSocket): boolean {
     return this.mail.send(this.instance, ['socket', what]);
