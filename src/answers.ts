@@ -1,5 +1,7 @@
 /** What the relay says to a peer when the answer is no: counted, and logged where the operator asked for it. */
 import type { Config } from './config.ts';
+import type { Clock } from './connection.ts';
+import { ClientNames } from './observe/client-names.ts';
 import type { Log } from './observe/log.ts';
 import type { Stats } from './observe/stats.ts';
 import type { Peer } from './peer.ts';
@@ -7,22 +9,27 @@ import type { ErrorCode, RejectReason } from './wire/codes.ts';
 import { frames } from './wire/frames.ts';
 
 export class Answers {
+  readonly #names: ClientNames;
+
   constructor(
-    private readonly config: Config,
+    { logClients }: Config,
     private readonly log: Log,
     private readonly stats: Stats,
-  ) {}
+    now: Clock,
+  ) {
+    this.#names = new ClientNames(logClients, now);
+  }
 
   refuse(peer: Peer, code: ErrorCode): void {
     this.stats.refusals[code] += 1;
-    this.trace(peer, 'refused', code);
+    this.trace(peer.client, 'refused', { code });
     peer.send(frames.error(code));
   }
 
   /** Refuses a `bootstrap_init`, in the one form that the deployed target understands. */
   reject(target: Peer, jti: string | undefined, reason: RejectReason): void {
     this.stats.refusals[reason] += 1;
-    this.trace(target, 'rejected', reason);
+    this.trace(target.client, 'rejected', { code: reason });
     target.send(frames.reject(jti, reason));
   }
 
@@ -52,10 +59,10 @@ export class Answers {
     peer?.close('internal_error');
   }
 
-  /** Logs what one client does: at level debug, or at info with its address where the operator asked to see clients. */
-  trace(peer: Peer, event: string, code?: string): void {
-    const { logClients, logLevel } = this.config;
-    if (logClients) this.log.info(event, { code, client: peer.client });
-    else if (logLevel === 'debug') this.log.debug(event, { code });
+  /** Logs what one client does: at level debug, or at info with its name where the operator asked to see clients. */
+  trace(client: string, event: string, fields: { code?: string; token?: string } = {}): void {
+    const name = this.#names.of(client);
+    if (name === undefined) this.log.debug(event, fields);
+    else this.log.info(event, { ...fields, client: name });
   }
 }

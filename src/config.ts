@@ -73,16 +73,9 @@ function seconds(normal: number, min: number, max: number, help: string) {
   });
 }
 
-function flag(normal: boolean, help: string) {
-  return z._default(z.boolean(), normal).register(about, {
-    help,
-    accepts: '1, true, yes or 0, false, no',
-    optionAccepts: 'true or false',
-    shownDefault: normal ? '1' : '0',
-    fromText: (text) =>
-      /^(?:1|true|yes)$/i.test(text) ? true : /^(?:0|false|no)$/i.test(text) ? false : text,
-  });
-}
+/** A truth value, or the text itself, which the schema then refuses. */
+const fromFlag = (text: string): unknown =>
+  /^(?:1|true|yes)$/i.test(text) ? true : /^(?:0|false|no)$/i.test(text) ? false : text;
 
 /** Reads a value with a function, which returns an object, or what is wrong as a text. */
 function readBy<In, Out extends object>(read: (value: In) => Out | string) {
@@ -233,8 +226,20 @@ const schema = z
       shownDefault: 'info',
       fromText: (text) => text.toLowerCase(),
     }),
-    logClients: flag(false, '`1` logs each client’s address and what it was refused.'),
-    page: flag(true, '`0` turns the page at `/` off.'),
+    logClients: z._default(z.union([z.boolean(), z.literal('pseudonym')]), false).register(about, {
+      help: '`1` logs each client’s address and what it was refused; `pseudonym` a name that changes daily.',
+      accepts: '1, true, yes or 0, false, no or pseudonym',
+      optionAccepts: 'true, false or "pseudonym"',
+      shownDefault: '0',
+      fromText: (text) => (/^pseudonym$/i.test(text) ? 'pseudonym' : fromFlag(text)),
+    }),
+    page: z._default(z.boolean(), true).register(about, {
+      help: '`0` turns the page at `/` off.',
+      accepts: '1, true, yes or 0, false, no',
+      optionAccepts: 'true or false',
+      shownDefault: '1',
+      fromText: fromFlag,
+    }),
     metricsPort: z.optional(whole(0, 65_535)).register(about, {
       help: 'Port for Prometheus (`/metrics`).',
       accepts: 'a whole number from 0 to 65535, or nothing for no metrics',

@@ -5,7 +5,7 @@ import { cors } from 'hono/cors';
 import { TrieRouter } from 'hono/router/trie-router';
 import * as z from 'zod/mini';
 import { name, version } from '../package.json' with { type: 'json' };
-import type { Caller } from './admission/client-address.ts';
+import type { CallerResolver } from './admission/client-address.ts';
 import { HOST, isSecure, type Refused, shownHost } from './admission/origins.ts';
 
 /** What `GET /health` says. */
@@ -19,12 +19,10 @@ export interface AppOptions {
   health: () => Health;
   /** Whether `GET /` answers. */
   page: boolean;
-  /** Who sent a request; `peerOf` tells the address of its TCP connection, undefined if that is closed already. */
-  callerOf: (request: Request, peerOf: () => string | undefined) => Caller;
+  /** Tells who sent a request, and whether the proxy that it came through is trusted. */
+  callers: CallerResolver;
   /** Whether the relay itself speaks TLS. */
   isTls: boolean;
-  /** Whether the proxy that a request came through is to be believed; `peerOf` as above. */
-  trusts: (peerOf: () => string | undefined) => boolean;
   /** Whether a WebSocket needs an access token. */
   isPrivate: boolean;
 }
@@ -105,7 +103,7 @@ function prefixOf(headers: Headers, trusts: () => boolean): string {
 }
 
 /** The relay's routes. `app.fetch` takes a request and Bun's server. */
-export function createApp({ health, page, callerOf, isTls, trusts, isPrivate }: AppOptions) {
+export function createApp({ health, page, callers, isTls, isPrivate }: AppOptions) {
   // Hono's usual router is compiled at the first request, which would then wait a millisecond.
   const app = new Hono<Environment>({ getPath: pathOf, router: new TrieRouter() });
 
@@ -139,16 +137,17 @@ export function createApp({ health, page, callerOf, isTls, trusts, isPrivate }: 
     app.get('/', async (c) => {
       const { headers } = c.req.raw;
       const peerOf = () => c.env.requestIP?.(c.req.raw)?.address;
-      const host = shownHost(headers, () => trusts(peerOf));
+      const trusts = () => callers.trusts(peerOf);
+      const host = shownHost(headers, trusts);
       if (!HOST.test(host) || !URL.canParse(`ws://${host}`)) {
         return json(c, { error: 'invalid_host' }, 400);
       }
-      const scheme = isSecure(headers, isTls, () => trusts(peerOf)) ? 'wss' : 'ws';
-      const { address, source } = callerOf(c.req.raw, peerOf);
+      const scheme = isSecure(headers, isTls, trusts) ? 'wss' : 'ws';
+      const { address, source } = callers.resolve(c.req.raw, peerOf);
       const facts = {
         name,
         version,
-        websocket: `${scheme}://${host}${prefixOf(headers, () => trusts(peerOf))}/ws`,
+        websocket: `${scheme}://${host}${prefixOf(headers, trusts)}/ws`,
         client: { address, source },
         ...(isPrivate && { private: true }),
       };

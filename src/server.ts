@@ -197,25 +197,30 @@ export class RelayServer implements Relay {
     const app = createApp({
       health: () => this.#health,
       page: this.#config.page,
-      callerOf: (request, peerOf) => this.#callers.resolve(request, peerOf),
+      callers: this.#callers,
       isTls: tls !== undefined,
-      trusts: (peerOf) => this.#callers.trusts(peerOf),
       isPrivate: this.#tokens !== undefined,
     });
+    const origins = { allowed: this.#config.allowedOrigins, isTls: tls !== undefined };
     return Bun.serve({
       hostname,
       port,
       ...(tls && { tls }),
       // The upgrade is not a Hono route, since that would cost a tenth of a whole pairing.
       fetch: (request, server) => {
+        const now = this.#now();
         const path = pathOf(request);
-        const { client } = this.#callers.resolve(request, () => server.requestIP(request)?.address);
-        if (!this.sockets.limits.requests.take(client, 1, this.#now())) {
+        const peerOf = (): string | undefined => server.requestIP(request)?.address;
+        const { client } = this.#callers.resolve(request, peerOf);
+        if (!this.sockets.limits.requests.take(client, 1, now)) {
           const isProbe = path === '/health' || path === '/livez';
           return isProbe ? closing(app.fetch(request, server)) : tooManyRequests();
         }
         if (path !== '/ws') return app.fetch(request, server);
-        const admission = this.#admit(request, server, client, tls !== undefined);
+        const admission =
+          // Before the token, so that no web page uses up the attempts of its visitors.
+          originRefusal(request.headers, origins, () => this.#callers.trusts(peerOf)) ??
+          this.#tokens?.check(request, client, this.sockets.limits.wrongTokens, now);
         if (admission && 'error' in admission) return this.#turnAway(client, admission);
         const protocols = request.headers.get('sec-websocket-protocol');
         const isClean = protocols === null || SUBPROTOCOLS.test(protocols);
@@ -231,33 +236,15 @@ export class RelayServer implements Relay {
     });
   }
 
-  /**
-   * Decides on a request for a WebSocket before it becomes one.
-   * @returns The access token that it brings, undefined where none is needed, or why it is not let in.
-   */
-  #admit(
-    request: Request,
-    server: BunServer,
-    client: string,
-    isTls: boolean,
-  ): AccessToken | Refused | undefined {
-    const trusts = (): boolean => this.#callers.trusts(() => server.requestIP(request)?.address);
-    return (
-      // Before the token, so that no web page uses up the attempts of its visitors.
-      originRefusal(request.headers, { allowed: this.#config.allowedOrigins, isTls }, trusts) ??
-      this.#tokens?.check(request, client, this.sockets.limits.wrongTokens, this.#now())
-    );
-  }
-
   #admitted(client: string, { name }: AccessToken): void {
     const { admitted } = this.sockets.stats;
     admitted.set(name, (admitted.get(name) ?? 0) + 1);
-    if (this.#config.logClients) this.#log.info('admitted', { client, token: name });
+    this.sockets.answers.trace(client, 'admitted', { token: name });
   }
 
   #turnAway(client: string, refused: Refused): Response {
     this.sockets.stats.turnedAway[refused.error] += 1;
-    if (this.#config.logClients) this.#log.info('turned away', { client, code: refused.error });
+    this.sockets.answers.trace(client, 'turned away', { code: refused.error });
     return refusal(refused);
   }
 

@@ -104,7 +104,7 @@ export class Sockets {
     this.used = new UsedTokens(config.maxBurnt, BURNT_TTL_MS);
     this.connections = new Connections(config);
     this.limits = new Limits(config);
-    this.answers = new Answers(config, log, stats);
+    this.answers = new Answers(config, log, stats, now);
     const { pairing, used, limits, connections, answers } = this;
     this.sessions = new Sessions(pairing, limits, connections, answers, stats);
     this.watches = new Watches(bootstrap, used, limits, connections, answers, stats);
@@ -188,7 +188,7 @@ export class Sockets {
       connection.close('relay_shutting_down');
     } else if (connections.admit(connection, this.now())) {
       this.stats.connectionsAccepted += 1;
-      answers.trace(connection, 'connected');
+      answers.trace(connection.client, 'connected');
     } else {
       connection.close('too_many_connections');
       if (this.#refused.size < MAX_REFUSED) this.#refused.set(connection, this.now());
@@ -224,7 +224,7 @@ export class Sockets {
       this.sessions.leave(connection, 'peer_disconnected', now);
       this.watches.leave(connection, 'watcher_disconnected', now);
       this.cluster?.closed(connection);
-      this.answers.trace(connection, 'disconnected');
+      this.answers.trace(connection.client, 'disconnected');
     });
   }
 

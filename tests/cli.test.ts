@@ -373,16 +373,21 @@ test.each([
   }
 });
 
-test('AMESH_LOG_CLIENTS=1 names addresses, since the operator asked', async () => {
-  const { child, url, lines, ended } = await serve({ AMESH_LOG_CLIENTS: '1' });
+test.each([
+  ['1', /^127\.0\.0\.1$/],
+  ['pseudonym', /^[0-9a-f]{16}$/],
+])('AMESH_LOG_CLIENTS=%s names clients, since the operator asked', async (mode, name) => {
+  const { child, url, lines, ended } = await serve({ AMESH_LOG_CLIENTS: mode });
   const client = await openClient(url);
   await client.refused({ type: 'connect', otc: '482916' }, 'otc_not_found');
   child.kill('SIGTERM');
   await within(child.exited, 'the command to end');
   await ended;
-  expect(lines).toContainEqual(
-    expect.objectContaining({ msg: 'refused', code: 'otc_not_found', client: '127.0.0.1' }),
-  );
+  const told = lines.filter(({ client }) => client !== undefined);
+  expect(told.map(({ msg }) => msg)).toEqual(['connected', 'refused', 'disconnected']);
+  expect(told[1]).toMatchObject({ code: 'otc_not_found' });
+  expect(new Set(told.map(({ client }) => client)).size).toBe(1);
+  expect(told[0]?.['client']).toMatch(name);
   expect(JSON.stringify(lines)).not.toContain('482916');
 });
 

@@ -1,6 +1,7 @@
-import { expect, test } from 'bun:test';
+import { describe, expect, test } from 'bun:test';
 import { join } from 'node:path';
 import { ConfigError, createRelayServer } from '../src/index.ts';
+import { ClientNames, KEY_TTL_MS } from '../src/observe/client-names.ts';
 import { createLog, humanLine, jsonLine, type LogLevel } from '../src/observe/log.ts';
 import { Stats } from '../src/observe/stats.ts';
 
@@ -90,6 +91,34 @@ test('a library is silent unless it is told to log', async () => {
     'draining',
     'stopped',
   ]);
+});
+
+describe('what the log calls a client', () => {
+  test('nothing, its address, or a pseudonym', () => {
+    const now = (): number => 0;
+    expect(new ClientNames(false, now).of('203.0.113.7')).toBeUndefined();
+    expect(new ClientNames(true, now).of('203.0.113.7')).toBe('203.0.113.7');
+    expect(new ClientNames('pseudonym', now).of('203.0.113.7')).toMatch(/^[0-9a-f]{16}$/);
+  });
+
+  test('a pseudonym is the same for a day, and then another one', () => {
+    let now = 5;
+    const names = new ClientNames('pseudonym', () => now);
+    const first = names.of('203.0.113.7');
+    expect(names.of('2001:db8:0:1::/64')).not.toBe(first);
+    now += KEY_TTL_MS - 1;
+    expect(names.of('203.0.113.7')).toBe(first);
+    now += 1;
+    const second = names.of('203.0.113.7');
+    expect(second).not.toBe(first);
+    now += KEY_TTL_MS - 1;
+    expect(names.of('203.0.113.7')).toBe(second);
+  });
+
+  test('two relays give one client two pseudonyms, since each has a key of its own', () => {
+    const [one, another] = [1, 2].map(() => new ClientNames('pseudonym', () => 0).of('192.0.2.1'));
+    expect(one).not.toBe(another);
+  });
 });
 
 test('a summary counts from the last one, and there is none where nothing happened', () => {

@@ -6,6 +6,7 @@ import axe from 'axe-core';
 import { type Browser, type BrowserContextOptions, chromium, type Page } from 'playwright-core';
 import pkg from '../package.json' with { type: 'json' };
 import type { RelayOptions } from '../src/config.ts';
+import { CallerResolver } from '../src/admission/client-address.ts';
 import { createApp } from '../src/http.ts';
 import { createRelayServer } from '../src/index.ts';
 import { freePort } from './support.ts';
@@ -138,9 +139,8 @@ describe('GET /', () => {
     const app = createApp({
       health: () => ({ status, sessions: 1 }),
       page: true,
-      callerOf: () => ({ client: 'x', address: 'x', source: 'peer' }),
+      callers: new CallerResolver({ by: 'peer' }, () => {}),
       isTls: false,
-      trusts: () => false,
       isPrivate: false,
     });
     const headers = { accept: BROWSER_ACCEPT, host: 'relay' };
