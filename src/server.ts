@@ -115,11 +115,6 @@ export class RelayServer implements Relay {
         throw error;
       }
     }
-    this.#timers = [
-      setInterval(() => this.#sweep(), SWEEP_EVERY_MS),
-      setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
-      setInterval(() => void this.#tokens?.reload(), RELOAD_EVERY_MS),
-    ];
     const bound = this.#server.port as number;
     const authority = `${connectable(host)}:${bound}`;
     const url = `${tls ? 'wss' : 'ws'}://${authority}/ws`;
@@ -132,6 +127,11 @@ export class RelayServer implements Relay {
       version,
       metrics: this.metricsPort,
     });
+    this.#timers = [
+      setInterval(() => this.#sweep(), SWEEP_EVERY_MS),
+      setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
+      setInterval(() => void this.#tokens?.reload(), RELOAD_EVERY_MS),
+    ];
     await this.#fitDescriptors();
     return { host, port: bound, url };
   }

@@ -143,14 +143,16 @@ export class Sockets {
       message: ({ data: connection }, frame) => {
         try {
           if (connection.queue) this.#enqueue(connection, frame);
-          else this.#received(connection, frame);
+          else this.#received(connection, frame, this.now());
         } catch (error) {
           answers.failed(connection, error);
         }
       },
       // Bun has answered a ping already. Both are counted, since a flood of them costs as much as any other.
-      ping: ({ data }) => answers.guard(data, () => void this.#isWithinFrameRate(data, 0)),
-      pong: ({ data }) => answers.guard(data, () => void this.#isWithinFrameRate(data, 0)),
+      ping: ({ data }) =>
+        answers.guard(data, () => void this.#isWithinFrameRate(data, 0, this.now())),
+      pong: ({ data }) =>
+        answers.guard(data, () => void this.#isWithinFrameRate(data, 0, this.now())),
       drain: ({ data }) => {
         this.#stalled.delete(data);
         if (data.ws.getBufferedAmount() > 0) this.#onBacklog(data, '');
@@ -183,15 +185,16 @@ export class Sockets {
 
   #opened(connection: Connection): void {
     const { connections, answers } = this;
+    const now = this.now();
     if (connections.draining) {
       answers.refuse(connection, 'relay_draining');
       connection.close('relay_shutting_down');
-    } else if (connections.admit(connection, this.now())) {
+    } else if (connections.admit(connection, now)) {
       this.stats.connectionsAccepted += 1;
       answers.trace(connection.client, 'connected');
     } else {
       connection.close('too_many_connections');
-      if (this.#refused.size < MAX_REFUSED) this.#refused.set(connection, this.now());
+      if (this.#refused.size < MAX_REFUSED) this.#refused.set(connection, now);
       else connection.ws.terminate();
     }
   }
@@ -228,22 +231,21 @@ export class Sockets {
     });
   }
 
-  #received(connection: Connection, frame: string | Buffer): void {
+  #received(connection: Connection, frame: string | Buffer, now: number): void {
     const text = typeof frame === 'string' ? frame : decodeBinary(frame);
     if (text === undefined) return this.#malformed(connection, { malformed: 'invalid_message' });
     const bytes = Buffer.byteLength(text);
-    if (isCanonicalData(text)) return this.#forward(connection, text, bytes);
+    if (isCanonicalData(text)) return this.#forward(connection, text, bytes, now);
     const message = parse(text);
     if ('malformed' in message) return this.#malformed(connection, message);
     if (message.type === 'data') {
-      return this.#forward(connection, frames.data(message.payload), bytes);
+      return this.#forward(connection, frames.data(message.payload), bytes, now);
     }
-    if (this.#isWithinFrameRate(connection, bytes)) this.#answer(connection, message);
+    if (this.#isWithinFrameRate(connection, bytes, now)) this.#answer(connection, message, now);
   }
 
   /** @param bytes Of the frame as it came. */
-  #forward(connection: Connection, frame: string, bytes: number): void {
-    const now = this.now();
+  #forward(connection: Connection, frame: string, bytes: number, now: number): void {
     const { session, tunnel, client } = connection;
     if ((session || tunnel) && !this.limits.bytes.take(client, payloadBytes(bytes), now)) {
       if (tunnel) tunnel.abort('session_data_limit');
@@ -252,21 +254,25 @@ export class Sockets {
       tunnel.forward(frame, bytes);
     } else {
       const refusal = this.sessions.forward(connection, frame, bytes, now);
-      if (refusal && this.#isWithinFrameRate(connection, bytes)) {
+      if (refusal && this.#isWithinFrameRate(connection, bytes, now)) {
         this.answers.refuse(connection, refusal);
       }
     }
   }
 
-  #answer(connection: Connection, message: Exclude<ClientMessage, { type: 'data' }>): void {
+  #answer(
+    connection: Connection,
+    message: Exclude<ClientMessage, { type: 'data' }>,
+    now: number,
+  ): void {
     const { answers } = this;
     if (message.type === 'bootstrap_init') {
       const { jti } = message;
-      this.#tell(connection, this.#announce(connection, message), (reason) =>
+      this.#tell(connection, this.#announce(connection, message, now), (reason) =>
         answers.reject(connection, jti, reason),
       );
     } else {
-      this.#tell(connection, this.#ask(connection, message), (code) =>
+      this.#tell(connection, this.#ask(connection, message, now), (code) =>
         answers.refuse(connection, code),
       );
     }
@@ -288,9 +294,9 @@ export class Sockets {
   #ask(
     connection: Connection,
     message: Exclude<ClientMessage, { type: 'data' | 'bootstrap_init' }>,
+    now: number,
   ): Refusal<ErrorCode> {
     const { cluster, sessions, watches } = this;
-    const now = this.now();
     switch (message.type) {
       case 'listen':
         return cluster
@@ -322,10 +328,11 @@ export class Sockets {
   #announce(
     connection: Connection,
     { jti, token, targetPubKey }: Extract<ClientMessage, { type: 'bootstrap_init' }>,
+    now: number,
   ): Refusal<RejectReason> {
     const frame = frames.init(jti, token, targetPubKey);
     if (this.cluster) return this.cluster.announce(connection, jti, frame);
-    return this.watches.announce(connection, jti, frame, this.now());
+    return this.watches.announce(connection, jti, frame, now);
   }
 
   #enqueue(connection: Connection, frame: string | Buffer): void {
@@ -345,7 +352,7 @@ export class Sockets {
     for (const [i, frame] of queue.entries()) {
       if (frame === undefined) return this.#closed(connection);
       if (!connection.isClosed) {
-        this.answers.guard(connection, () => this.#received(connection, frame));
+        this.answers.guard(connection, () => this.#received(connection, frame, this.now()));
       }
       if (isWaiting(connection)) {
         connection.queue.push(...queue.slice(i + 1));
@@ -362,8 +369,7 @@ export class Sockets {
   }
 
   /** A long frame counts once more for each whole KiB, since reading it costs as much. */
-  #isWithinFrameRate(connection: Connection, bytes: number): boolean {
-    const now = this.now();
+  #isWithinFrameRate(connection: Connection, bytes: number, now: number): boolean {
     if (now - connection.framesSince >= FRAME_WINDOW_MS) {
       connection.framesSince = now;
       connection.frames = 0;
