@@ -125,14 +125,17 @@ export class MinuteCount {
 
 /** A budget for each client that refills steadily: `burst` at once, then `perSecond`. */
 export class Budget {
-  // What is spent and not refilled yet.
-  readonly #book = new Map<string, { spent: number; at: number }>();
+  // Client → when its budget will be whole again.
+  readonly #book = new Map<string, number>();
+  readonly #perMs: number;
 
   constructor(
     private readonly burst: number,
-    private readonly perSecond: number,
+    perSecond: number,
     private readonly maxKeys: number = MAX_KEYS,
-  ) {}
+  ) {
+    this.#perMs = perSecond / 1000;
+  }
 
   get size(): number {
     return this.#book.size;
@@ -140,25 +143,18 @@ export class Budget {
 
   /** Takes an amount from a client's budget. Returns false, and takes nothing, where it is not there. */
   take(client: string, amount: number, now: number): boolean {
-    const entry = this.#book.get(client);
-    if (!entry) {
-      if (amount > this.burst) return false;
-      if (this.#book.size < this.maxKeys) this.#book.set(client, { spent: amount, at: now });
-      return true;
-    }
-    const spent = Math.max(0, entry.spent - ((now - entry.at) / 1000) * this.perSecond);
-    entry.at = now;
-    entry.spent = spent;
+    const wholeAt = this.#book.get(client);
+    const spent = wholeAt === undefined ? 0 : Math.max(0, wholeAt - now) * this.#perMs;
     if (spent + amount > this.burst) return false;
-    entry.spent = spent + amount;
+    if (wholeAt !== undefined || this.#book.size < this.maxKeys) {
+      this.#book.set(client, now + (spent + amount) / this.#perMs);
+    }
     return true;
   }
 
   /** Forgets every client whose budget is whole again. */
   sweep(now: number): void {
-    for (const [client, { spent, at }] of this.#book) {
-      if (((now - at) / 1000) * this.perSecond >= spent) this.#book.delete(client);
-    }
+    for (const [client, wholeAt] of this.#book) if (wholeAt <= now) this.#book.delete(client);
   }
 }
 
