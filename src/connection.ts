@@ -45,10 +45,14 @@ export class Connection implements Peer {
   framesSince = 0;
   idleSince = 0;
 
-  /** @param onBacklog Told of each frame that waits, because the client does not read fast enough. */
+  /**
+   * @param onBacklog Told of each frame that waits, because the client does not read fast enough.
+   * @param server The one that it came in by: a relay that renewed its certificate has several.
+   */
   constructor(
     readonly client: string,
     private readonly onBacklog: (connection: Connection, frame: string) => void = () => {},
+    private readonly server?: object,
   ) {}
 
   get isLocal(): boolean {
@@ -76,6 +80,8 @@ export class Connection implements Peer {
   }
 
   publish(topic: string, frame: string, to: Peer): boolean {
+    // Bun's topics do not reach the sockets of another server.
+    if (to instanceof Connection && to.server !== this.server) return to.trySend(frame);
     const sent = this.ws.publishText(topic, frame);
     if (sent === -1) to.noteBacklog(frame);
     return sent !== 0;

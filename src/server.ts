@@ -7,6 +7,7 @@ import { AccessTokens } from './admission/tokens.ts';
 import { type Config, connectable, type SettingName, settings } from './config.ts';
 import type { Clock } from './connection.ts';
 import { createApp, type Health, pathOf, refusal, SUBPROTOCOLS } from './http.ts';
+import { Listeners } from './listeners.ts';
 import { createLog, type Log } from './observe/log.ts';
 import { maxDescriptors, openDescriptors } from './observe/descriptors.ts';
 import {
@@ -17,12 +18,14 @@ import {
   type StopOptions,
 } from './relay.ts';
 import { type BunServer, Sockets } from './socket.ts';
-import type { TlsFiles } from './tls.ts';
+import type { Certificate, TlsFiles } from './tls.ts';
 
 const SWEEP_EVERY_MS = 1000;
 const SUMMARY_EVERY_MS = 60_000;
 /** How often the file of access tokens is read, to see whether it has changed. It is small. */
 const RELOAD_EVERY_MS = 1000;
+/** How often the files of the certificate and its key are read, to see whether they have changed. */
+const RENEW_EVERY_MS = 10_000;
 /** How often a drain looks whether everything is done, in milliseconds. */
 const DRAIN_LOOK_MS = 50;
 /** How long clients have to answer their close frame before they are cut off, in milliseconds. */
@@ -46,7 +49,9 @@ export class RelayServer implements Relay {
   #tokens: AccessTokens | undefined;
   readonly #endDrain = Promise.withResolvers<void>();
   readonly #now: Clock;
-  #server: BunServer | undefined;
+  readonly #listeners = new Listeners();
+  #port: number | undefined;
+  #certificate: Certificate | undefined;
   #cluster: { leave: () => Promise<void> } | undefined;
   #metrics: { port: number; stop: () => Promise<void> } | undefined;
   #isShortOfDescriptors = false;
@@ -90,7 +95,7 @@ export class RelayServer implements Relay {
 
   async #start(): Promise<RelayAddress> {
     const { host, port, metricsPort, metricsHost = host } = this.#config;
-    const tls = await this.#tls();
+    const tls = await this.#readCertificate();
     await this.#readTokens();
     await this.#readRedisUrl();
     if (this.#config.redisUrl) {
@@ -98,7 +103,13 @@ export class RelayServer implements Relay {
       this.#cluster = await joinCluster(this.#config, this.sockets, this.#log, this.#now);
     }
     try {
-      this.#server = await listen('host', 'port', host, port, () => this.#serve(host, port, tls));
+      const listenFirst = tls && (await import('./shared-port.ts')).listenFirst;
+      const server = await listen('host', 'port', host, port, () => {
+        const serve = (): BunServer => this.#serve(host, port, tls);
+        return listenFirst ? listenFirst(host, port, serve) : serve();
+      });
+      this.#listeners.add(server);
+      this.#port = server.port;
     } catch (error) {
       await this.#cluster?.leave();
       throw error;
@@ -110,12 +121,12 @@ export class RelayServer implements Relay {
           serveMetrics(this.sockets, metricsHost, metricsPort),
         );
       } catch (error) {
-        await this.#server.stop(true);
+        await this.#listeners.stop(true);
         await this.#cluster?.leave();
         throw error;
       }
     }
-    const bound = this.#server.port as number;
+    const bound = this.#port as number;
     const authority = `${connectable(host)}:${bound}`;
     const url = `${tls ? 'wss' : 'ws'}://${authority}/ws`;
     this.#log.info('listening', {
@@ -131,6 +142,7 @@ export class RelayServer implements Relay {
       setInterval(() => this.#sweep(), SWEEP_EVERY_MS),
       setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
       setInterval(() => void this.#tokens?.reload(), RELOAD_EVERY_MS),
+      setInterval(() => void this.renewCertificate(Date.now()), RENEW_EVERY_MS),
     ];
     await this.#fitDescriptors();
     return { host, port: bound, url };
@@ -147,13 +159,12 @@ export class RelayServer implements Relay {
     this.sockets.connections.draining = true;
     // Told to stop while it starts, or after it could not start: shut down whatever there is by then.
     await this.#started?.catch(() => {});
-    const server = this.#server;
-    if (!server) return;
+    if (this.#port === undefined) return;
     if (drainMs > 0) await this.#drain(drainMs);
     for (const timer of this.#timers) clearInterval(timer);
     this.sockets.closeAll();
-    await Promise.race([server.stop(), Bun.sleep(CLOSE_WAIT_MS)]);
-    await server.stop(true);
+    await Promise.race([this.#listeners.stop(), Bun.sleep(CLOSE_WAIT_MS)]);
+    await this.#listeners.stop(true);
     await this.#cluster?.leave();
     await this.#metrics?.stop();
     this.#log.info('stopped');
@@ -171,11 +182,28 @@ export class RelayServer implements Relay {
     clearTimeout(deadline);
   }
 
-  async #tls(): Promise<TlsFiles | undefined> {
+  async #readCertificate(): Promise<TlsFiles | undefined> {
     const { tlsCertFile, tlsKeyFile } = this.#config;
     if (tlsCertFile === undefined || tlsKeyFile === undefined) return undefined;
-    const { readTls } = await import('./tls.ts');
-    return readTls(tlsCertFile, tlsKeyFile);
+    const { Certificate } = await import('./tls.ts');
+    this.#certificate = await Certificate.open(tlsCertFile, tlsKeyFile, this.#log, Date.now());
+    this.sockets.stats.certificateEnd = this.#certificate.notAfter;
+    return this.#certificate.files;
+  }
+
+  /**
+   * Serves newcomers with a renewed certificate, if there is one, and leaves everybody else alone.
+   * @param now Milliseconds of Unix time.
+   */
+  async renewCertificate(now: number): Promise<void> {
+    const certificate = this.#certificate;
+    if (!certificate) return;
+    this.#listeners.closeFormer();
+    await certificate.renew(now, (tls) => {
+      if (this.#state === 'stopped') return;
+      this.#listeners.add(this.#serve(this.#config.host, this.#port as number, tls));
+    });
+    this.sockets.stats.certificateEnd = certificate.notAfter;
   }
 
   async #readTokens(): Promise<void> {
@@ -205,7 +233,7 @@ export class RelayServer implements Relay {
     return Bun.serve({
       hostname,
       port,
-      ...(tls && { tls }),
+      ...(tls && { tls, reusePort: true }),
       // The upgrade is not a Hono route, since that would cost a tenth of a whole pairing.
       fetch: (request, server) => {
         const now = this.#now();

@@ -129,7 +129,7 @@ export class Sockets {
 
   /** Makes a request a socket of a client's. Returns false where it asks for no upgrade. */
   upgrade(server: BunServer, request: Request, client: string): boolean {
-    return server.upgrade(request, { data: new Connection(client, this.#onBacklog) });
+    return server.upgrade(request, { data: new Connection(client, this.#onBacklog, server) });
   }
 
   get handlers(): WebSocketHandler<Connection> {

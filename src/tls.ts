@@ -1,8 +1,12 @@
-/** The certificate and key of a relay that speaks TLS itself. Loaded only where they are set. */
+/** The certificate and key of a relay that speaks TLS itself, and their renewal. Loaded only where they are set. */
 import { createPrivateKey, X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
+import type { Log } from './observe/log.ts';
 import { TlsError } from './relay.ts';
+
+/** How often a certificate that is about to end is warned of, in milliseconds: once a day. */
+const WARN_EVERY_MS = 86_400_000;
 
 /** What the files hold, as Bun takes it. */
 export interface TlsFiles {
@@ -10,13 +14,122 @@ export interface TlsFiles {
   key: string;
 }
 
+/** When a certificate is valid, in milliseconds of Unix time. */
+interface Validity {
+  from: number;
+  to: number;
+}
+
 /**
- * Reads both files, PEM each, and makes sure that Bun can serve with them: its own errors name neither file nor setting.
+ * The pair of files that the relay serves with. They are read again and again and compared by their content, so it does
+ * not matter how a renewal puts them there: written in place, renamed, or behind a symbolic link that now leads elsewhere.
+ */
+export class Certificate {
+  /** What was wrong with the files when they were read last. */
+  #problem: string | undefined;
+  /** What was last said of the certificate's end, and when. */
+  #warned: { message: string; at: number } | undefined;
+  #isReading = false;
+
+  private constructor(
+    private readonly certFile: string,
+    private readonly keyFile: string,
+    private readonly log: Log,
+    /** The pair in service. */
+    public files: TlsFiles,
+  ) {}
+
+  /**
+   * @param certFile The path from TLS_CERT_FILE.
+   * @param keyFile The path from TLS_KEY_FILE.
+   * @param now Milliseconds of Unix time.
+   * @throws {TlsError} When the files cannot be used.
+   */
+  static async open(
+    certFile: string,
+    keyFile: string,
+    log: Log,
+    now: number,
+  ): Promise<Certificate> {
+    const files = await readFiles(certFile, keyFile);
+    checkFiles(files, certFile, keyFile);
+    const certificate = new Certificate(certFile, keyFile, log, files);
+    certificate.#warnOfEnd(now);
+    return certificate;
+  }
+
+  /** When the certificate in service ends, in seconds of Unix time. */
+  get notAfter(): number {
+    return validityOf(this.files).to / 1000;
+  }
+
+  /**
+   * Reads the files again, and has a pair served that differs from the one in service. A pair that cannot be used leaves
+   * the old one in service, and is warned of once, not with each look.
+   * @param now Milliseconds of Unix time.
+   * @param serve Listens with the pair. Where it throws, the old one stays.
+   */
+  async renew(now: number, serve: (files: TlsFiles) => void): Promise<void> {
+    // On a hung file system one look waits, not more with each turn.
+    if (this.#isReading) return;
+    this.#isReading = true;
+    try {
+      const files = await readFiles(this.certFile, this.keyFile);
+      if (!Bun.deepEquals(files, this.files)) {
+        checkFiles(files, this.certFile, this.keyFile);
+        serve(files);
+        this.files = files;
+        this.#warned = undefined;
+        const notAfter = new Date(validityOf(files).to).toISOString();
+        this.log.info('the certificate has changed', { notAfter });
+      }
+      this.#problem = undefined;
+    } catch (error) {
+      const problem = (error as Error).message;
+      if (problem !== this.#problem) {
+        this.log.warn(`${problem}. The certificate read before stays in service`);
+      }
+      this.#problem = problem;
+    } finally {
+      this.#isReading = false;
+    }
+    this.#warnOfEnd(now);
+  }
+
+  #warnOfEnd(now: number): void {
+    const validity = validityOf(this.files);
+    const message = endWarning(validity, now);
+    const isSaid =
+      this.#warned?.message === message && now - (this.#warned?.at ?? 0) < WARN_EVERY_MS;
+    if (isSaid) return;
+    this.#warned = message === undefined ? undefined : { message, at: now };
+    if (message) this.log.warn(message, { notAfter: new Date(validity.to).toISOString() });
+  }
+}
+
+/** What there is to say about a certificate's end; undefined while a third of its life or more is left. */
+export function endWarning({ from, to }: Validity, now: number): string | undefined {
+  if (now >= to) return 'the certificate has ended, and clients refuse it: renew it';
+  if (to - now < (to - from) / 3) {
+    return 'the certificate ends soon, with less than a third of its life left: see that it is renewed';
+  }
+  return undefined;
+}
+
+function validityOf({ cert }: TlsFiles): Validity {
+  const { validFromDate, validToDate } = new X509Certificate(cert);
+  return { from: validFromDate.getTime(), to: validToDate.getTime() };
+}
+
+async function readFiles(certFile: string, keyFile: string): Promise<TlsFiles> {
+  return { cert: await read('TLS_CERT_FILE', certFile), key: await read('TLS_KEY_FILE', keyFile) };
+}
+
+/**
+ * Makes sure that Bun can serve with what the files hold, PEM each: its own errors name neither file nor setting.
  * @throws {TlsError}
  */
-export async function readTls(certFile: string, keyFile: string): Promise<TlsFiles> {
-  const cert = await read('TLS_CERT_FILE', certFile);
-  const key = await read('TLS_KEY_FILE', keyFile);
+function checkFiles({ cert, key }: TlsFiles, certFile: string, keyFile: string): void {
   const certificate = parse(
     'TLS_CERT_FILE',
     certFile,
@@ -32,7 +145,6 @@ export async function readTls(certFile: string, keyFile: string): Promise<TlsFil
     );
   }
   parse('TLS_CERT_FILE', certFile, 'certificate chain', () => createSecureContext({ cert, key }));
-  return { cert, key };
 }
 
 async function read(setting: string, file: string): Promise<string> {

@@ -14,13 +14,20 @@ export function createRegistry(sockets: Sockets): Registry {
   const registry = new Registry();
   const registers = [registry];
 
-  const gauge = (name: string, help: string, read: () => number | Promise<number>): void => {
+  /** One that reads undefined has no value in that scrape. */
+  const gauge = (
+    name: string,
+    help: string,
+    read: () => number | undefined | Promise<number>,
+  ): void => {
     void new Gauge({
       name,
       help,
       registers,
       async collect() {
-        this.set(await read());
+        const value = await read();
+        if (value === undefined) this.remove();
+        else this.set(value);
       },
     });
   };
@@ -129,6 +136,11 @@ export function createRegistry(sockets: Sockets): Registry {
 
   gauge('amesh_relay_redis_up', '1 while the Redis of many instances is in reach.', () =>
     Number(sockets.cluster?.isUp ?? false),
+  );
+  gauge(
+    'amesh_relay_tls_certificate_not_after_seconds',
+    'When the certificate ends, in seconds of Unix time; absent without TLS.',
+    () => stats.certificateEnd,
   );
   gauge('amesh_relay_open_fds', 'File descriptors that the process has open.', openDescriptors);
   gauge('amesh_relay_max_fds', 'File descriptors that it may have open.', maxDescriptors);

@@ -41,6 +41,8 @@ export class Stats {
     'expired',
     'abandoned',
   ] as const);
+  /** When the certificate ends, in seconds of Unix time; undefined without TLS. */
+  certificateEnd: number | undefined = undefined;
   /** Told of each pairing that begins, with the milliseconds from `listen` to `peer_found`. */
   readonly onBegun: ((waitedMs: number) => void)[] = [];
   /** Told of each pairing that ends, with the milliseconds since `peer_found`. */
