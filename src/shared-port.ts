@@ -31,7 +31,10 @@ export function listenFirst<T>(hostname: string, port: number, listen: () => T):
   return listener;
 }
 
-/** The descriptors of this process that are sockets. Bun does not tell which one is a server's. */
+/**
+ * The descriptors of this process that are sockets. Bun does not tell which one is a server's. Others are left out, since
+ * the folder itself has one while it is read, and the next socket may get the same number.
+ */
 function openSockets(): Set<string> {
   const folder = '/proc/self/fd';
   const isSocket = (descriptor: string): boolean => {
