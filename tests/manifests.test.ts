@@ -5,7 +5,8 @@
 import { describe, expect, test } from 'bun:test';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import pkg from '../package.json' with { type: 'json' };
 import { readEnvironment, readOptions, settings } from '../src/config.ts';
 
@@ -153,7 +154,17 @@ describe('settings', () => {
     'deploy/apache.conf',
     'deploy/cluster.Caddyfile',
     'deploy/compose.Caddyfile',
-    'docs/self-hosting.md',
+    ...[
+      'self-hosting',
+      'docker',
+      'packages',
+      'cloud',
+      'kubernetes',
+      'proxies',
+      'tls',
+      'monitoring',
+    ].map((page) => `docs/${page}.md`),
+    'deploy/gateway.yaml',
   ])('%s names no setting that does not exist, in words neither', async (file) => {
     const named = (await read(file)).match(
       /\b(?:AMESH|TLS|METRICS|LOG|REDIS)_[A-Z_]*[A-Z]\b|\b(?:PORT|HOST)(?==)/g,
@@ -163,7 +174,7 @@ describe('settings', () => {
 });
 
 test('the table of AMESH_TRUST_PROXY has only values that are accepted', async () => {
-  const [, table = ''] = (await read('docs/self-hosting.md')).split('## Which `AMESH_TRUST_PROXY`');
+  const [, table = ''] = (await read('docs/proxies.md')).split('## Which `AMESH_TRUST_PROXY`');
   const rules = [...table.matchAll(/^\| [^|]+ \| `([^`]+)`/gm)].map(([, rule]) => rule as string);
   expect(rules.length).toBe(11);
   for (const rule of rules)
@@ -416,4 +427,41 @@ test('Dependabot looks after every package.json and workflow', async () => {
     packages.sort(),
   );
   expect(updates.map((update) => update['package-ecosystem'])).toContain('github-actions');
+});
+
+describe('documents', async () => {
+  const files = ['*.md', 'docs/*.md', 'bench/results/*.md'].flatMap((pattern) => [
+    ...new Bun.Glob(pattern).scanSync(root),
+  ]);
+  const texts = new Map(
+    await Promise.all(files.map(async (file) => [file, await read(file)] as const)),
+  );
+  /** What GitHub calls the headings of a document. */
+  const anchors = (text: string): string[] =>
+    [...text.replaceAll(/^```[^]*?^```/gm, '').matchAll(/^#+ (.*)$/gm)].map(([, heading = '']) =>
+      heading
+        .toLowerCase()
+        .replaceAll(/\[([^\]]*)\]\([^)]*\)/g, '$1')
+        .replaceAll(/[^\p{L}\p{N}_ -]/gu, '')
+        .replaceAll(' ', '-'),
+    );
+
+  test.each(files)('%s: every link leads somewhere', async (file) => {
+    const text = (texts.get(file) as string).replaceAll(/^```[^]*?^```/gm, '');
+    for (const [, target = ''] of text.matchAll(/\]\((?!https?:|mailto:)([^)\s]+)\)/g)) {
+      const [path = '', anchor] = target.split('#');
+      const to = path === '' ? file : join(dirname(file), path);
+      expect(existsSync(join(root, to)), `${file}: ${target}`).toBe(true);
+      if (anchor && to.endsWith('.md'))
+        expect(anchors(await read(to)), `${file}: ${target}`).toContain(anchor);
+    }
+  });
+
+  test('each page on how to run a relay ends with a way to see that it works', async () => {
+    const pages = ['docker', 'packages', 'cloud', 'kubernetes', 'proxies', 'tls', 'monitoring'];
+    for (const page of pages) {
+      const text = texts.get(`docs/${page}.md`) as string;
+      expect(text.slice(text.lastIndexOf('ee that it works')), page).toMatch(/```sh[^]*```\s*$/);
+    }
+  });
 });

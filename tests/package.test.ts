@@ -47,7 +47,7 @@ afterAll(() => rm(project, { recursive: true }));
 
 test('holds the code, the types and the documents, and nothing else', () => {
   const wanted =
-    /^package\/(?:package\.json|(?:README|CHANGELOG|PROTOCOL|SECURITY)\.md|LICENSE|bin\/[\w-]+\.js|src\/[\w/-]+\.(?:ts|css)|dist\/[\w/-]+\.d\.ts|dist\/[\w-]+\.js|deploy\/(?:amesh-relay\.service|nginx\.conf|haproxy\.cfg|apache\.conf|Caddyfile|prometheus\/[\w.-]+\.ya?ml)|docs\/[\w-]+\.md|docs\/secure-vectors\.json)$/;
+    /^package\/(?:package\.json|(?:README|CHANGELOG|PROTOCOL|SECURITY)\.md|LICENSE|bin\/[\w-]+\.js|src\/[\w/-]+\.(?:ts|css)|dist\/[\w/-]+\.d\.ts|dist\/[\w-]+\.js|deploy\/(?:amesh-relay\.service|nginx\.conf|haproxy\.cfg|apache\.conf|Caddyfile|prometheus\/[\w.-]+\.ya?ml|grafana\/amesh-relay\.json)|docs\/[\w-]+\.md|docs\/secure-vectors\.json)$/;
   expect(packed.filter((file) => !wanted.test(file))).toEqual([]);
   const declared = packed.filter((file) => file.startsWith('package/dist/')).length;
   expect(declared).toBeGreaterThan(0);

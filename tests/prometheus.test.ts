@@ -162,8 +162,8 @@ describe.skipIf(!promtool)('promtool', () => {
   });
 });
 
-test('docs/self-hosting.md has every alert', async () => {
-  const text = await Bun.file(join(import.meta.dir, '../docs/self-hosting.md')).text();
+test('docs/monitoring.md has every alert', async () => {
+  const text = await Bun.file(join(import.meta.dir, '../docs/monitoring.md')).text();
   const named = [...text.matchAll(/^\| `(Amesh\w+)`/gm)].map(([, name]) => name);
   expect(named).toEqual(rules.map(({ alert }) => alert));
 });

@@ -10,7 +10,10 @@ import { generate } from 'selfsigned';
 import { afterThisTest, freePort, openClient, startRelay, type TestRelay } from './support.ts';
 
 const root = join(import.meta.dir, '..');
-const read = (file: string): Promise<string> => Bun.file(join(root, 'deploy', file)).text();
+const read = async (file: string): Promise<string> =>
+  change(await Bun.file(join(root, 'deploy', file)).text());
+/** What a test does to the shipped file before it is used. */
+let change = (shipped: string): string => shipped;
 const which = (command: string): string | null =>
   Bun.which(command, { PATH: `${process.env['PATH']}:/usr/sbin` });
 const isRoot = process.getuid?.() === 0;
@@ -137,8 +140,8 @@ interface Behind {
   logs: () => Promise<string>;
 }
 
-/** A relay, and this proxy before it, which answers. */
-async function behind(name: keyof typeof proxies): Promise<Behind> {
+/** A relay, and this proxy before it, which answers under this path. */
+async function behind(name: keyof typeof proxies, path = ''): Promise<Behind> {
   const { command, start } = proxies[name] as (typeof proxies)[string];
   const relay = await startRelay({ trustProxy: 'hops:1', maxFailedCodes: 2 });
   // A port that was free a moment ago may be another program's now: then once more with another.
@@ -169,7 +172,7 @@ async function behind(name: keyof typeof proxies): Promise<Behind> {
       const files = (await readdir(here)).filter((file) => file.endsWith('.log'));
       return (await Promise.all(files.map((file) => Bun.file(join(here, file)).text()))).join('\n');
     };
-    const http = `https://127.0.0.1:${port}`;
+    const http = `https://127.0.0.1:${port}${path}`;
     while (proxy.exitCode === null) {
       const up = await fetch(`${http}/health`, { tls }).catch(() => undefined);
       if (up?.ok) return { relay, http, ws: `${http.replace('http', 'ws')}/ws`, logs };
@@ -254,5 +257,39 @@ describe('no log of a proxy has the query string or the page that a request came
     const text = await logs();
     expect(text).not.toContain(SECRET);
     expect(text).not.toContain('token');
+  });
+});
+
+describe('under a path of another site, as docs/proxies.md has it', async () => {
+  const text = await Bun.file(join(root, 'docs/proxies.md')).text();
+  const [, part = ''] = text.split('\n## Under a path');
+  /** The lines that the document gives for each proxy, and what they take the place of. */
+  const variants: Record<string, [language: string, shipped: RegExp]> = {
+    nginx: ['nginx', / *location \/ \{\n *proxy_pass .*\n/],
+    Caddy: ['caddy', /\treverse_proxy 127.*\n/],
+    HAProxy: ['haproxy', / *default_backend .*\n/],
+    Apache: ['apache', / *ProxyPass .*\n/],
+  };
+
+  test.each(Object.keys(variants).filter(isHere))('%s', async (name) => {
+    const [language, replaced] = variants[name] as (typeof variants)[string];
+    const lines = new RegExp(`\`\`\`${language}\\n([^]*?)\`\`\``).exec(part)?.[1] ?? '';
+    expect(lines).toContain('/relay');
+    change = (shipped) => {
+      expect(shipped).toMatch(replaced);
+      // HAProxy: some of the lines belong to the backend, which comes last.
+      const [here = '', backend = ''] = lines.split(/^backend .*\n/m);
+      return `${shipped.replace(replaced, here)}${backend}`;
+    };
+    afterThisTest(() => (change = (shipped) => shipped));
+    const { http, ws } = await behind(name, '/relay');
+    const page = (await (await fetch(`${http}/`, { tls })).json()) as { websocket: string };
+    // nginx passes the name on without the port, which is 443 as shipped.
+    expect(page.websocket.replace(/:\d+\//, '/')).toBe(ws.replace(/:\d+\//, '/'));
+    const client = await openClient(ws, { tls });
+    await client.refused({ type: 'connect', otc: '482916' }, 'otc_not_found');
+    // Elsewhere on that site there is no relay.
+    const elsewhere = await fetch(`${http.replace('/relay', '')}/health`, { tls });
+    expect(await elsewhere.text()).not.toContain('"sessions"');
   });
 });
