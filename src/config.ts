@@ -1,6 +1,6 @@
 /**
- * Every setting of the relay, in one schema. Its types, defaults, ranges, error messages, `--help` and the table in the
- * README all follow from it. Times are seconds in the environment, and milliseconds as options (`…Ms`).
+ * Every setting of the relay, in one schema. Its types, defaults, ranges, error messages, `--help` and the tables in
+ * docs/settings.md and the README all follow from it. Times are seconds in the environment, and milliseconds as options (`…Ms`).
  */
 // The small build of zod: with the other one, the schema below would take half of the time that the relay needs to start.
 import * as z from 'zod/mini';
@@ -17,7 +17,7 @@ import { LOG_LEVELS } from './observe/log.ts';
 
 /** What a setting's schema does not say by itself. */
 interface About {
-  /** One line for the help and the README, with Markdown. */
+  /** One line for the help and the tables, with Markdown; links are written for the root of the repository. */
   help: string;
   /** What is accepted, as it follows "expected" in an error message. */
   accepts: string;
@@ -287,13 +287,13 @@ const schema = z
 
 export type SettingName = keyof typeof schema.shape;
 
-/** What {@link createRelayServer} takes. `amesh-relay --help` and the README say what each option is and its default. */
+/** What {@link createRelayServer} takes. docs/settings.md says what each option is, and its default. */
 export type RelayOptions = z.input<typeof schema>;
 
 /** Every setting with the value in force. */
 export type Config = Readonly<z.output<typeof schema>>;
 
-/** What is told of a setting, in the help, the README and the errors. */
+/** What is told of a setting, in the help, the tables and the errors. */
 export interface Setting extends About {
   /** Its environment variable. */
   env: string;

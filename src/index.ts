@@ -33,7 +33,7 @@ export interface RelayOptions extends Settings {
  * Creates a relay; {@link Relay.start} makes it listen. Relays share nothing, so one process may hold several. The
  * environment is not read; only the command does that.
  *
- * @param options What is left out has the default that the README's table gives, except that nothing is logged without
+ * @param options What is left out has the default that docs/settings.md gives, except that nothing is logged without
  *   `logLevel` or `log`. Times are milliseconds (`…Ms`).
  * @throws {ConfigError} For a value that is not accepted, or an option that does not exist.
  */

@@ -1,16 +1,13 @@
-/** The tables in the documentation, against the code that they speak of. */
+/** The documentation, against the code that it speaks of; and its links. */
 import { expect, test } from 'bun:test';
-import { join } from 'node:path';
-import { readOptions, type Setting, settings } from '../src/config.ts';
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { readOptions } from '../src/config.ts';
 import { createRegistry } from '../src/observe/metrics.ts';
 import { RelayServer } from '../src/server.ts';
+import { pages, withTable } from '../tools/settings.ts';
 
 const root = join(import.meta.dir, '..');
-
-const settingRows = Object.entries<Setting>(settings).map(
-  ([option, { env, shownDefault, range = '', help }]) =>
-    `| \`${env}\` | \`${option}\` | ${shownDefault && `\`${shownDefault}\``} | ${range} | ${help} |`,
-);
 
 async function metricRows(): Promise<string[]> {
   const { sockets } = new RelayServer(readOptions({ logLevel: 'silent' }));
@@ -35,8 +32,11 @@ async function rowsOf(file: string, marker: string): Promise<string[]> {
 
 const normal = (rows: string[]): string[] => rows.map((row) => row.replaceAll(/ +/g, ' '));
 
-test('the README has every setting, with its default and its range', async () => {
-  expect(await rowsOf('README.md', 'settings')).toEqual(normal(settingRows));
+test.each(pages)('%s has the settings that `bun run settings` would write', async (page) => {
+  // The formatter aligns the columns, so blanks and the rules below the heads do not count.
+  const plain = (text: string): string => text.replaceAll(/ +/g, ' ').replaceAll(/-{3,}/g, '---');
+  const text = await Bun.file(join(root, page)).text();
+  expect(plain(text)).toBe(plain(withTable(page, text)));
 });
 
 test('the README’s figures are those of the last benchmark', async () => {
@@ -84,3 +84,39 @@ test('what CONTRIBUTING.md names is where it says', async () => {
   }
   expect(sources.length).toBeGreaterThan(7);
 });
+
+const documents = ['*.md', '.github/**/*.md', 'docs/*.md', 'bench/results/*.md'].flatMap((glob) => [
+  ...new Bun.Glob(glob).scanSync({ cwd: root, dot: true }),
+]);
+const withoutCode = (text: string): string => text.replaceAll(/^ *```[^]*?^ *```$/gm, '');
+
+/** The names that GitHub gives the headings of a document, for links to them. */
+const anchors = (text: string): string[] =>
+  [...withoutCode(text).matchAll(/^#+ (.*)$/gm)].map(([, heading = '']) =>
+    heading
+      .toLowerCase()
+      .replaceAll(/\[([^\]]*)\]\([^)]*\)/g, '$1')
+      .replaceAll(/[^\p{L}\p{N}_ -]/gu, '')
+      .replaceAll(' ', '-'),
+  );
+
+test.each(documents)('%s: every link within the repository leads somewhere', async (file) => {
+  const text = withoutCode(await Bun.file(join(root, file)).text());
+  const links = [...text.matchAll(/\]\(([^)\s]+)\)|(?:src|href)="([^"]+)"/g)]
+    .map(([, target, attribute]) => (target ?? attribute) as string)
+    .filter((target) => !/^(?:https?|mailto):/.test(target));
+  for (const target of links) {
+    const [path = '', anchor] = target.split('#');
+    const to = path === '' ? file : join(dirname(file), path);
+    expect(existsSync(join(root, to)), target).toBe(true);
+    if (anchor) expect(anchors(await Bun.file(join(root, to)).text()), target).toContain(anchor);
+  }
+});
+
+test.each([...new Bun.Glob('docs/*.md').scanSync(root)])(
+  '%s ends with a way to see that it works',
+  async (file) => {
+    const text = await Bun.file(join(root, file)).text();
+    expect(text.slice(text.lastIndexOf('ee that it works'))).toMatch(/```sh\n[^]*```\s*$/);
+  },
+);

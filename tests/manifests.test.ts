@@ -5,8 +5,7 @@
 import { describe, expect, test } from 'bun:test';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { existsSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import pkg from '../package.json' with { type: 'json' };
 import { readEnvironment, readOptions, settings } from '../src/config.ts';
 
@@ -154,16 +153,7 @@ describe('settings', () => {
     'deploy/apache.conf',
     'deploy/cluster.Caddyfile',
     'deploy/compose.Caddyfile',
-    ...[
-      'self-hosting',
-      'docker',
-      'packages',
-      'cloud',
-      'kubernetes',
-      'proxies',
-      'tls',
-      'monitoring',
-    ].map((page) => `docs/${page}.md`),
+    ...new Bun.Glob('docs/*.md').scanSync(root),
     'deploy/gateway.yaml',
   ])('%s names no setting that does not exist, in words neither', async (file) => {
     const named = (await read(file)).match(
@@ -427,41 +417,4 @@ test('Dependabot looks after every package.json and workflow', async () => {
     packages.sort(),
   );
   expect(updates.map((update) => update['package-ecosystem'])).toContain('github-actions');
-});
-
-describe('documents', async () => {
-  const files = ['*.md', 'docs/*.md', 'bench/results/*.md'].flatMap((pattern) => [
-    ...new Bun.Glob(pattern).scanSync(root),
-  ]);
-  const texts = new Map(
-    await Promise.all(files.map(async (file) => [file, await read(file)] as const)),
-  );
-  /** What GitHub calls the headings of a document. */
-  const anchors = (text: string): string[] =>
-    [...text.replaceAll(/^```[^]*?^```/gm, '').matchAll(/^#+ (.*)$/gm)].map(([, heading = '']) =>
-      heading
-        .toLowerCase()
-        .replaceAll(/\[([^\]]*)\]\([^)]*\)/g, '$1')
-        .replaceAll(/[^\p{L}\p{N}_ -]/gu, '')
-        .replaceAll(' ', '-'),
-    );
-
-  test.each(files)('%s: every link leads somewhere', async (file) => {
-    const text = (texts.get(file) as string).replaceAll(/^```[^]*?^```/gm, '');
-    for (const [, target = ''] of text.matchAll(/\]\((?!https?:|mailto:)([^)\s]+)\)/g)) {
-      const [path = '', anchor] = target.split('#');
-      const to = path === '' ? file : join(dirname(file), path);
-      expect(existsSync(join(root, to)), `${file}: ${target}`).toBe(true);
-      if (anchor && to.endsWith('.md'))
-        expect(anchors(await read(to)), `${file}: ${target}`).toContain(anchor);
-    }
-  });
-
-  test('each page on how to run a relay ends with a way to see that it works', async () => {
-    const pages = ['docker', 'packages', 'cloud', 'kubernetes', 'proxies', 'tls', 'monitoring'];
-    for (const page of pages) {
-      const text = texts.get(`docs/${page}.md`) as string;
-      expect(text.slice(text.lastIndexOf('ee that it works')), page).toMatch(/```sh[^]*```\s*$/);
-    }
-  });
 });

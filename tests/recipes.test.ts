@@ -12,7 +12,7 @@ import { afterThisTest, freePort, openClient, startRelay, type TestRelay } from 
 const root = join(import.meta.dir, '..');
 const read = async (file: string): Promise<string> =>
   change(await Bun.file(join(root, 'deploy', file)).text());
-/** What a test does to the shipped file before it is used. */
+/** Changes a shipped file before a proxy is started with it. The tests of paths set it; nothing else does. */
 let change = (shipped: string): string => shipped;
 const which = (command: string): string | null =>
   Bun.which(command, { PATH: `${process.env['PATH']}:/usr/sbin` });
@@ -277,8 +277,8 @@ describe('under a path of another site, as docs/proxies.md has it', async () => 
     expect(lines).toContain('/relay');
     change = (shipped) => {
       expect(shipped).toMatch(replaced);
-      // HAProxy: some of the lines belong to the backend, which comes last.
-      const [here = '', backend = ''] = lines.split(/^backend .*\n/m);
+      // HAProxy: what follows the comment belongs to the backend, which is the last part of the file.
+      const [here = '', backend = ''] = lines.split(/^ *# At the end of the backend:\n/m);
       return `${shipped.replace(replaced, here)}${backend}`;
     };
     afterThisTest(() => (change = (shipped) => shipped));
