@@ -86,6 +86,21 @@ test('imports under Bun, and works', async () => {
   expect(await succeed(['bun', 'use.ts'])).toBe('{"status":"ok","sessions":0}\n\ntrue\n');
 });
 
+test('the program of docs/library.md runs, and drains on SIGTERM', async () => {
+  const text = await Bun.file(join(root, 'docs/library.md')).text();
+  const program = /```ts\n([^]*?)```/.exec(text)?.[1] ?? '';
+  await Bun.write(
+    join(project, 'library.ts'),
+    program.replace('port: 3001', "port: 0, host: '127.0.0.1'"),
+  );
+  const child = Bun.spawn(['bun', 'library.ts'], { cwd: project, stdout: 'pipe' });
+  const lines = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+  const { value = '' } = await lines.read();
+  expect(value).toMatch(/^a relay at ws:\/\/127\.0\.0\.1:\d+\/ws\n$/);
+  child.kill('SIGTERM');
+  expect(await child.exited).toBe(0);
+});
+
 test('the client imports wherever there is a WebSocket', async () => {
   await Bun.write(
     join(project, 'client.ts'),
