@@ -80,11 +80,13 @@ class Fixture {
   }
 
   /** What was logged since this was asked last, as `level: message`. */
+  /** The lines of the log since the last call, without those about single clients. */
   newLines(): string[] {
-    return this.relay.log.lines.splice(0).map((line) => {
-      const { level, message } = JSON.parse(line) as { level: string; message: string };
-      return `${level}: ${message}`;
-    });
+    return this.relay.log.lines
+      .splice(0)
+      .map((line) => JSON.parse(line) as { level: string; message: string })
+      .filter(({ level }) => level !== 'debug')
+      .map(({ level, message }) => `${level}: ${message}`);
   }
 }
 

@@ -134,8 +134,10 @@ export function createRegistry(sockets: Sockets): Registry {
   );
   gauge('amesh_relay_resident_memory_bytes', 'Resident set size.', () => process.memoryUsage.rss());
 
-  gauge('amesh_relay_redis_up', '1 while the Redis of many instances is in reach.', () =>
-    Number(sockets.cluster?.isUp ?? false),
+  gauge(
+    'amesh_relay_redis_up',
+    '1 while the Redis of many instances is in reach, 0 while not; absent without one.',
+    () => sockets.cluster && Number(sockets.cluster.isUp),
   );
   gauge(
     'amesh_relay_tls_certificate_not_after_seconds',
