@@ -79,7 +79,6 @@ class Fixture {
     return openClient(url, { tls: { rejectUnauthorized: false } });
   }
 
-  /** What was logged since this was asked last, as `level: message`. */
   /** The lines of the log since the last call, without those about single clients. */
   newLines(): string[] {
     return this.relay.log.lines
