@@ -37,22 +37,15 @@ export interface Facts {
   source: string;
   /** The host and port that the relay takes for its own. */
   host: string | undefined;
-  /** Whether an access token is needed. */
-  isPrivate: boolean;
 }
 
 /** @returns Undefined where the answer is not that of a relay's `GET /`. */
 export function factsOf({ body }: Answer): Facts | undefined {
-  const facts = parseObject(body);
-  const { address, source } = (facts?.['client'] ?? {}) as Record<string, unknown>;
+  const { client, websocket } = parseObject(body);
+  const { address, source } = Object(client) as Record<string, unknown>;
   if (typeof address !== 'string' || !ADDRESS.test(address)) return undefined;
-  const isKnown = source === 'peer' || ADDRESS_HEADERS.includes(String(source));
-  return {
-    address,
-    source: isKnown ? String(source) : 'another header',
-    host: URL.parse(String(facts?.['websocket']))?.host,
-    isPrivate: facts?.['private'] === true,
-  };
+  const known = ['peer', ...ADDRESS_HEADERS].find((name) => name === source);
+  return { address, source: known ?? 'another header', host: URL.parse(String(websocket))?.host };
 }
 
 /**
@@ -60,43 +53,40 @@ export function factsOf({ body }: Answer): Facts | undefined {
  * @throws {Problem} Where the relay takes nobody, or a proxy does not reach it.
  */
 export function healthOf(answer: Answer, path: string): Finding {
-  const health = parseObject(answer.body);
-  const count = Number.isSafeInteger(health?.['sessions']) ? Number(health?.['sessions']) : 0;
-  const sessions = `${count || 'no'} session${count === 1 ? '' : 's'}`;
-  const status = health?.['status'];
+  const { status, sessions } = parseObject(answer.body);
+  const count = Number.isSafeInteger(sessions) ? Number(sessions) : 0;
+  const held = `${count || 'no'} session${count === 1 ? '' : 's'}`;
   if (status === 'ok' && answer.status === 200) {
-    return { found: `ok, ${sessions}`, facts: { sessions: count } };
+    return { found: `ok, ${held}`, facts: { sessions: count } };
   }
-  if (status === 'draining') throw new Problem('draining', `draining, ${sessions} left`);
-  if (status === 'unavailable') throw new Problem('redis_lost', `no Redis, ${sessions}`);
+  if (status === 'draining') throw new Problem('draining', `draining, ${held} left`);
+  if (status === 'unavailable') throw new Problem('redis_lost', `no Redis, ${held}`);
   if (answer.status === 429) throw new Problem('too_many_requests', saysOf(answer));
   if (answer.status >= 500) throw new Problem('bad_gateway', saysOf(answer));
-  return { found: new Problem('health_hidden', saysOf(answer), { path }) };
+  return { found: new Problem('health_hidden', saysOf(answer), path) };
 }
 
 /**
  * Why what asked for a WebSocket was answered with something else.
  * @param sent What was asked: the path, the page that a browser says it comes from, and whether there was a token.
- * @returns Undefined where the answer alone does not tell.
+ * @returns `path_not_stripped` or `not_a_relay` where the answer says no more than that nothing is there.
  */
 export function refusalOf(
   answer: Answer,
-  sent: { path: string; origin: string; hasToken: boolean },
-): Problem | undefined {
+  { path, origin, hasToken }: { path: string; origin: string; hasToken: boolean },
+): Problem {
   const { status } = answer;
-  const { error, missing } = parseObject(answer.body) ?? {};
+  const { error, missing } = parseObject(answer.body);
   const says = saysOf(answer);
   if (error === 'access_token_missing') {
-    return new Problem(sent.hasToken ? 'access_token_lost' : 'access_token_missing', says);
+    return new Problem(hasToken ? 'access_token_lost' : 'access_token_missing', says);
   }
   if (error === 'access_token_wrong') return new Problem('access_token_wrong', says);
   if (status === 429) return new Problem('too_many_requests', says);
   if (status === 403 && String(error).startsWith('origin')) {
-    return new Problem('origin_refused', says, { origin: sent.origin });
+    return new Problem('origin_refused', says, origin);
   }
-  if (status === 401 || status === 403) {
-    return new Problem('forbidden', says, { path: sent.path });
-  }
+  if (status === 401 || status === 403) return new Problem('forbidden', says, path);
   if (error === 'upgrade_required' || error === 'upgrade_failed' || status === 426) {
     const what = Array.isArray(missing) && missing.length > 0 ? ` (${missing.join(', ')})` : '';
     const found = `${says}: what asked for a WebSocket arrived as a plain request${what}`;
@@ -106,12 +96,10 @@ export function refusalOf(
   if (status >= 300 && status < 400) {
     return new Problem('redirected', `${says}, to ${answer.location ?? 'another address'}`);
   }
-  return undefined;
+  return status === 404 && error === 'not_found'
+    ? new Problem('path_not_stripped', `the relay’s own answer, ${says} at ${path}`)
+    : new Problem('not_a_relay', `${says} at ${path}`);
 }
-
-/** Whether it is the relay itself that knows no such path, and not another site. */
-export const isRelaysNotFound = ({ status, body }: Answer): boolean =>
-  status === 404 && parseObject(body)?.['error'] === 'not_found';
 
 /** The answer in a few words: `status 502 from nginx, text/html`. */
 export function saysOf({ status, type, server }: Answer): string {
@@ -119,13 +107,11 @@ export function saysOf({ status, type, server }: Answer): string {
   return `status ${status}${server ? ` from ${server}` : ''}${kind ? `, ${kind}` : ''}`;
 }
 
-function parseObject(text: string): Record<string, unknown> | undefined {
+/** The JSON object that a text holds; an empty one where it holds none. */
+function parseObject(text: string): Record<string, unknown> {
   try {
-    const value: unknown = JSON.parse(text);
-    return typeof value === 'object' && value !== null
-      ? (value as Record<string, unknown>)
-      : undefined;
+    return Object(JSON.parse(text)) as Record<string, unknown>;
   } catch {
-    return undefined;
+    return {};
   }
 }

@@ -1,27 +1,21 @@
 /** What the command looks at below and around the WebSocket: name, connection, certificate, and what HTTP answers. */
 import { lookup } from 'node:dns/promises';
-import http, { type IncomingHttpHeaders } from 'node:http';
+import { type EventEmitter, once } from 'node:events';
+import http, { type IncomingMessage } from 'node:http';
 import https from 'node:https';
 import net from 'node:net';
 import tls from 'node:tls';
 import ipaddr from 'ipaddr.js';
 import { proxyFor } from '../client/proxy.ts';
-import {
-  type Answer,
-  type Facts,
-  factsOf,
-  healthOf,
-  isRelaysNotFound,
-  refusalOf,
-  saysOf,
-} from './http-answers.ts';
-import { Problem, type ProblemCode } from './problems.ts';
-import type { Finding, StepName, Work } from './steps.ts';
+import { type Answer, type Facts, factsOf, healthOf, refusalOf, saysOf } from './http-answers.ts';
+import { Problem } from './problems.ts';
+import type { Finding, Task } from './steps.ts';
 
 const TIMEOUT_MS = 10_000;
 /** A relay answers in less than 1 KiB. */
 const MAX_BODY_BYTES = 65_536;
-const DAY_MS = 86_400_000;
+const HOUR_MS = 3_600_000;
+const DAY_MS = 24 * HOUR_MS;
 /**
  * A certificate is renewed when a third of its lifetime is left, by certbot and Caddy alike: when less than a fifth is
  * left, renewal seems to fail. For one that a person renews once a year, two weeks are time enough.
@@ -31,11 +25,7 @@ const SOON_MS = 14 * DAY_MS;
 
 /** Headers that a relay never sends, and proxies and platforms do. */
 const PROXY_HEADERS = [
-  'server',
-  'via',
-  'cf-ray',
-  'fly-request-id',
-  'x-served-by',
+  ...['server', 'via', 'cf-ray', 'fly-request-id', 'x-served-by'],
   'x-envoy-upstream-service-time',
 ];
 
@@ -49,11 +39,11 @@ const UPGRADE = {
 
 /** The relay that is looked at, and what is found out about it on the way. */
 export class Probe {
-  /** The WebSocket's URL, with the access token where there is one. */
-  readonly #url: URL;
   readonly #host: string;
   readonly #port: number;
   readonly #isSecure: boolean;
+  /** As a page of the relay's own has it. */
+  readonly #origin: string;
   /** The HTTP proxy that the environment names for the way to the relay. */
   readonly #via: URL | undefined;
   /** Of the relay, or of the HTTP proxy before it; after `connect`, only those that can be reached. */
@@ -61,22 +51,24 @@ export class Probe {
   /** The proxy in front of the relay that gave itself away in an answer, as it calls itself. */
   #proxy: string | undefined;
 
-  constructor(url: URL) {
-    this.#url = url;
+  /** @param url The WebSocket's, with the access token where there is one. */
+  constructor(private readonly url: URL) {
     this.#host = hostOf(url);
+    this.#port = portOf(url);
     this.#isSecure = url.protocol === 'wss:';
-    this.#port = Number(url.port) || (this.#isSecure ? 443 : 80);
+    this.#origin = new URL(url.href.replace(/^ws/, 'http')).origin;
     const via = proxyFor(url, process.env);
     // What cannot be read as a URL at all is taken for one of a kind that does not work.
     this.#via = via ? (URL.parse(via) ?? new URL('invalid://proxy')) : undefined;
   }
 
   /** Every step before the first WebSocket, in order. */
-  steps(): [StepName, Work][] {
+  steps(): Task[] {
+    const certificate: Task = ['tls', () => this.#certificate()];
     return [
       ['name', () => this.#resolve()],
       ['connect', () => this.#connect()],
-      ...(this.#isSecure ? ([['tls', () => this.#certificate()]] as [StepName, Work][]) : []),
+      ...(this.#isSecure ? [certificate] : []),
       ['health', () => this.#health()],
       ['upgrade', () => this.#upgrade()],
       ['address', () => this.#address()],
@@ -84,92 +76,80 @@ export class Probe {
   }
 
   async #resolve(): Promise<Finding> {
-    const host = this.#via ? hostOf(this.#via) : this.#host;
-    const forWhom = this.#via ? `left to the HTTP proxy ${this.#via.host}: ` : '';
-    if (this.#via && !/^https?:$/.test(this.#via.protocol)) {
+    const via = this.#via;
+    if (via && !/^https?:$/.test(via.protocol)) {
       throw this.#proxyUnusable('its URL does not begin with http:// or https://');
     }
-    if (ipaddr.isValid(host)) {
-      this.#addresses = [host];
-      return { found: `${forWhom}${host} is an address already` };
-    }
+    const host = hostOf(via ?? this.url);
+    const forWhom = via ? `left to the HTTP proxy ${via.host}: ` : '';
+    this.#addresses = [host];
+    if (ipaddr.isValid(host)) return { found: `${forWhom}${host} is an address already` };
     try {
       const found = await lookup(host, { all: true });
       this.#addresses = [...new Set(found.map(({ address }) => address))];
     } catch (error) {
       const why = `${host} has no address (${codeOf(error)})`;
-      throw this.#via ? this.#proxyUnusable(why) : new Problem('name_unknown', why);
+      throw via ? this.#proxyUnusable(why) : new Problem('name_unknown', why);
     }
-    const facts = this.#via ? {} : { addresses: this.#addresses };
+    const facts = via ? {} : { addresses: this.#addresses };
     return { found: `${forWhom}${this.#addresses.join(', ')}`, facts };
   }
 
   /** Connects to every address that the name has: where one of them is dead, only some clients fail. */
   async #connect(): Promise<Finding> {
-    const port = this.#via ? portOf(this.#via) : this.#port;
-    const outcomes = await Promise.all(
-      this.#addresses.map(async (address) => ({ address, ...(await reach(address, port)) })),
-    );
-    const good = outcomes.filter(({ problem }) => !problem).map(({ address }) => address);
-    const bad = outcomes.filter(({ problem }) => problem);
+    const port = portOf(this.#via ?? this.url);
+    const problems = await Promise.all(this.#addresses.map((address) => reach(address, port)));
+    const good = this.#addresses.filter((_, index) => !problems[index]);
+    const bad = problems.filter((problem) => problem !== undefined);
     // What this machine has no route to says nothing about the relay, as long as there is another way to it.
-    const [dead] = bad.filter(({ problem }) => problem !== 'no_route');
-    if (this.#via && good.length === 0) throw this.#proxyUnusable(bad[0]?.why ?? 'no answer');
+    const dead = bad.find(({ code }) => code !== 'no_route');
     if (good.length === 0) {
-      const { problem = 'no_route', address, why } = dead ?? bad[0] ?? {};
-      throw new Problem(problem, address === this.#host ? `${why}` : `${this.#host}: ${why}`);
+      const { code, found } = (dead ?? bad[0]) as Problem;
+      if (this.#via) throw this.#proxyUnusable(found);
+      throw new Problem(code, ipaddr.isValid(this.#host) ? found : `${this.#host}: ${found}`);
     }
     this.#addresses = good;
     if (this.#via) {
-      (await this.#tunnel()).destroy();
+      (await this.#open()).destroy();
       return { found: `through the HTTP proxy ${this.#via.host}` };
     }
-    const others = bad.map(({ why }) => why).join(', ');
+    const others = bad.map(({ found }) => found).join(', ');
     const found = `port ${port} on ${good.join(', ')}`;
     if (!dead) return { found: others ? `${found} (${others})` : found };
     // Of localhost’s two addresses, one is enough.
-    if (rangeOf(dead.address) === 'loopback') return { found };
+    if (good.every((address) => rangeOf(address) === 'loopback')) return { found };
     return { found: new Problem('not_everywhere', `${found}; ${others}`) };
   }
 
   async #certificate(): Promise<Finding> {
-    const host = this.#host;
-    let socket: tls.TLSSocket;
-    try {
-      socket = await this.#secure(false);
-    } catch (error) {
+    const socket = await this.#secure(false).catch((error: unknown) => {
       if (error instanceof Problem) throw error;
       throw new Problem('tls_missing', `no TLS on port ${this.#port} (${codeOf(error)})`);
-    }
+    });
     const certificate = socket.getPeerCertificate();
     // Bun gives the code; Node.js would give an error that has it.
     const untrusted = socket.authorizationError as string | Error | null;
     socket.destroy();
-    const issuer = nameOf(certificate.issuer);
+    const [issuer, subject] = [nameOf(certificate.issuer), nameOf(certificate.subject)];
     const [from, to] = [Date.parse(certificate.valid_from), Date.parse(certificate.valid_to)];
-    const left = to - Date.now();
-    const daysLeft = Math.floor(left / DAY_MS);
-    if (left < 0) {
-      const found = `the certificate by ${issuer} ended ${durationOf(-left)} ago`;
-      throw new Problem('tls_expired', found);
+    const [now, left] = [Date.now(), to - Date.now()];
+    const it = `the certificate by ${issuer}`;
+    if (left < 0) throw new Problem('tls_expired', `${it} ended ${durationOf(-left)} ago`);
+    if (from > now) {
+      throw new Problem('tls_not_yet_valid', `${it} begins in ${durationOf(from - now)}`);
     }
-    if (from > Date.now()) {
-      const found = `the certificate by ${issuer} begins in ${durationOf(from - Date.now())}`;
-      throw new Problem('tls_not_yet_valid', found);
-    }
-    if (tls.checkServerIdentity(host, certificate)) {
-      const names = certificate.subjectaltname?.replaceAll('DNS:', '');
-      const found = `the certificate is for ${names ?? nameOf(certificate.subject)}, not for ${host}`;
-      throw new Problem('tls_wrong_name', found, { host });
+    if (tls.checkServerIdentity(this.#host, certificate)) {
+      const names = certificate.subjectaltname?.replaceAll('DNS:', '') ?? subject;
+      const found = `the certificate is for ${names}, not for ${this.#host}`;
+      throw new Problem('tls_wrong_name', found, this.#host);
     }
     if (untrusted) {
-      const found =
-        nameOf(certificate.subject) === issuer
-          ? `the certificate is signed by itself (${untrusted})`
-          : `the certificate’s issuer, ${issuer}, is not trusted here (${untrusted})`;
-      throw new Problem('tls_untrusted', found);
+      const why =
+        subject === issuer ? ' is signed by itself' : `’s issuer, ${issuer}, is not trusted here`;
+      throw new Problem('tls_untrusted', `the certificate${why} (${untrusted})`);
     }
     const found = `by ${issuer}, ${durationOf(left)} left`;
+    const daysLeft = Math.floor(left / DAY_MS);
     const facts = { issuer, validTo: new Date(to).toISOString(), daysLeft };
     const isSoon = left < Math.min((to - from) * SOON_SHARE, SOON_MS);
     return { found: isSoon ? new Problem('tls_expires_soon', found) : found, facts };
@@ -182,45 +162,42 @@ export class Probe {
 
   /** Opens a WebSocket as a device does, and then as the relay’s own page does, which says where it comes from. */
   async #upgrade(): Promise<Finding> {
-    const answer = await this.#ask(this.#url, UPGRADE);
+    const answer = await this.#ask(this.url, UPGRADE);
     if (answer.status !== 101) throw await this.#refusal(answer);
-    const origin = httpUrl(this.#url).origin;
-    const asPage = await this.#ask(this.#url, { ...UPGRADE, origin });
+    const origin = this.#origin;
+    const asPage = await this.#ask(this.url, { ...UPGRADE, origin });
     if (asPage.status !== 403) return { found: 'status 101' };
     const found = `status 101; for a page of ${origin}, ${saysOf(asPage)}`;
-    return { found: new Problem('origin_refused', found, { origin }) };
+    return { found: new Problem('origin_refused', found, origin) };
   }
 
   /** Why there was no WebSocket; where the answer does not tell, what else is to be found there. */
   async #refusal(answer: Answer): Promise<Problem> {
-    const path = this.#url.pathname;
-    const hasToken = this.#url.searchParams.has('token');
-    const problem = refusalOf(answer, { path, origin: httpUrl(this.#url).origin, hasToken });
-    if (problem) return problem;
+    const { pathname: path, searchParams, href } = this.url;
+    const hasToken = searchParams.has('token');
+    const problem = refusalOf(answer, { path, origin: this.#origin, hasToken });
+    if (problem.code !== 'not_a_relay' && problem.code !== 'path_not_stripped') return problem;
     const found = `${saysOf(answer)} at ${path}`;
-    if (answer.status === 400 && !this.#isSecure && (await this.#speaksTls())) {
-      const url = this.#url.href.replace(/^ws:/, 'wss:');
-      return new Problem('tls_needed', `${found}; port ${this.#port} speaks TLS`, { url });
+    if (answer.status === 400 && !this.#isSecure) {
+      const socket = await this.#secure(false).catch(() => undefined);
+      socket?.destroy();
+      const where = `port ${this.#port} speaks TLS`;
+      if (socket) return new Problem('tls_needed', `${found}; ${where}`, href.replace('ws', 'wss'));
     }
-    const url = await this.#rightPath();
-    if (url) return new Problem('wrong_path', found, { url });
-    return isRelaysNotFound(answer)
-      ? new Problem('path_not_stripped', `the relay’s own answer, ${found}`)
-      : new Problem('not_a_relay', found);
-  }
-
-  /** The URL of the WebSocket, where the relay is to be found here and only the path was wrong. */
-  async #rightPath(): Promise<string | undefined> {
-    const here = this.#url.pathname;
-    const paths = ['/ws', this.#beside('ws').pathname, `${here.replace(/\/$/, '')}/ws`];
-    for (const path of new Set(paths)) {
-      if (path === here) continue;
-      const url = new URL(this.#url);
-      url.pathname = path;
-      const answer = await this.#ask(url, UPGRADE);
-      if (answer.status === 101 || answer.body.includes('"access_token_')) return url.href;
+    // The relay may be here, and only the path wrong.
+    for (const other of new Set([
+      '/ws',
+      this.#beside('ws').pathname,
+      `${path.replace(/\/$/, '')}/ws`,
+    ])) {
+      const url = new URL(this.url);
+      url.pathname = other;
+      const { status, body } = other === path ? answer : await this.#ask(url, UPGRADE);
+      if (status === 101 || body.includes('"access_token_')) {
+        return new Problem('wrong_path', found, url.href);
+      }
     }
-    return undefined;
+    return problem;
   }
 
   /** The address that the relay sees the caller under, and whether that can be right. */
@@ -235,11 +212,10 @@ export class Probe {
 
   async #doubt({ address, source }: Facts, found: string): Promise<Problem | undefined> {
     const isPublic = (it: string): boolean => rangeOf(it) === 'unicast';
-    const isOutside = !this.#via && this.#addresses.some(isPublic) && !isPublic(address);
     if (source === 'peer' && this.#proxy !== undefined) {
       return new Problem('proxy_not_trusted', `${found}; ${this.#proxy} answers for the relay`);
     }
-    if (isOutside) {
+    if (!this.#via && this.#addresses.some(isPublic) && !isPublic(address)) {
       const code = source === 'peer' ? 'proxy_not_trusted' : 'wrong_hop';
       return new Problem(code, `${found}: a private address, and the relay’s is public`);
     }
@@ -252,128 +228,86 @@ export class Probe {
   }
 
   #beside(path: string): URL {
-    const url = new URL(`./${path}`, this.#url);
+    const url = new URL(`./${path}`, this.url);
     url.search = '';
     return url;
   }
 
-  async #speaksTls(): Promise<boolean> {
-    const socket = await this.#secure(false).catch(() => undefined);
-    socket?.destroy();
-    return socket !== undefined;
-  }
-
   /** Asks over a connection of its own. Where the headers ask for a WebSocket, that is all that is done with it. */
   async #ask(url: URL, headers: Record<string, string> = {}): Promise<Answer> {
+    let socket: net.Socket | undefined;
     try {
-      const socket = await (this.#isSecure ? this.#secure(true) : this.#open());
-      return await this.#request(socket, url, headers);
+      socket = await (this.#isSecure ? this.#secure(true) : this.#open());
+      const request = http.request({
+        path: url.pathname + url.search,
+        headers: { ...headers, host: url.host },
+        createConnection: () => socket as net.Socket,
+        signal: AbortSignal.timeout(TIMEOUT_MS),
+      });
+      request.end();
+      const [response] = await heard<[IncomingMessage]>(request, 'upgrade', 'response');
+      const { statusCode: status = 0, headers: got } = response;
+      const name = PROXY_HEADERS.find((header) => header in got);
+      this.#proxy ??= name && (name === 'server' ? String(got[name]) : name);
+      const { 'content-type': type, location, server } = got;
+      const body = status === 101 ? '' : await bodyOf(response);
+      return { status, type, location, server: String(server ?? ''), body };
     } catch (error) {
       if (error instanceof Problem) throw error;
       const where = `${this.#host}:${this.#port}`;
-      throw codeOf(error) === 'ETIMEDOUT'
+      throw isLate(error)
         ? new Problem('no_answer', `no answer from ${where} within ${TIMEOUT_MS / 1000} s`)
         : new Problem('cut', `${where} ended the connection without an answer (${codeOf(error)})`);
+    } finally {
+      socket?.destroy();
     }
-  }
-
-  #request(socket: net.Socket, url: URL, headers: Record<string, string>): Promise<Answer> {
-    return new Promise((resolve, reject) => {
-      // TLS, where there is any, is on the socket already.
-      const target = new URL(url.href.replace(/^wss?:/, 'http:'));
-      const request = http.request(target, {
-        headers: { ...headers, host: url.host },
-        createConnection: () => socket,
-        signal: AbortSignal.timeout(TIMEOUT_MS),
-      });
-      const answered = (status: number, got: IncomingHttpHeaders, body: string): void => {
-        const name = PROXY_HEADERS.find((header) => header in got);
-        this.#proxy ??= name && (name === 'server' ? String(got[name]) : name);
-        const { 'content-type': type, location, server } = got;
-        resolve({ status, type, location, server: String(server ?? ''), body });
-        socket.destroy();
-      };
-      request.once('upgrade', (response) => answered(101, response.headers, ''));
-      request.once('response', (response) => {
-        let body = '';
-        response.setEncoding('utf8');
-        response.on('data', (chunk: string) => {
-          body += chunk;
-          if (body.length > MAX_BODY_BYTES) response.destroy();
-        });
-        response.once('close', () => answered(response.statusCode ?? 0, response.headers, body));
-        response.once('error', () => {});
-      });
-      request.on('error', (error) => {
-        socket.destroy();
-        reject(error.name === 'AbortError' || error.name === 'TimeoutError' ? timedOut() : error);
-      });
-      request.end();
-    });
   }
 
   /** @param isStrict Whether a certificate that no client would trust is refused. */
   async #secure(isStrict: boolean): Promise<tls.TLSSocket> {
-    const raw = await this.#open();
+    const name = ipaddr.isValid(this.#host) ? {} : { servername: this.#host };
+    const socket = await this.#open();
     return connected(
-      tls.connect({
-        socket: raw,
-        rejectUnauthorized: isStrict,
-        ...(!ipaddr.isValid(this.#host) && { servername: this.#host }),
-      }),
+      tls.connect({ socket, rejectUnauthorized: isStrict, ...name }),
       'secureConnect',
     );
   }
 
   /** A connection to the relay, through the HTTP proxy where there is one. */
-  #open(): Promise<net.Socket> {
-    if (this.#via) return this.#tunnel();
-    return connected(net.connect({ host: this.#addresses[0], port: this.#port }), 'connect');
-  }
-
-  #tunnel(): Promise<net.Socket> {
-    const via = this.#via as URL;
-    const target = `${this.#url.hostname}:${this.#port}`;
-    const user = decodeURIComponent(via.username);
-    const password = decodeURIComponent(via.password);
-    const authorization = `Basic ${Buffer.from(`${user}:${password}`).toString('base64')}`;
-    return new Promise((resolve, reject) => {
-      const { request } = via.protocol === 'https:' ? https : http;
-      const asked = request({
-        host: hostOf(via),
-        port: portOf(via),
-        method: 'CONNECT',
-        path: target,
-        headers: { host: target, ...(user && { 'proxy-authorization': authorization }) },
-        agent: false,
-        signal: AbortSignal.timeout(TIMEOUT_MS),
-      });
-      const refuse = (why: string): void => reject(this.#proxyUnusable(why));
-      asked.once('connect', ({ statusCode }, socket: net.Socket) => {
-        if (statusCode === 200) return resolve(socket);
-        socket.destroy();
-        refuse(`it answers CONNECT ${target} with status ${statusCode}`);
-      });
-      asked.once('response', ({ statusCode }) => {
-        asked.destroy();
-        refuse(`it answers CONNECT ${target} with status ${statusCode}`);
-      });
-      asked.on('error', (error) => refuse(`no answer to CONNECT ${target} (${codeOf(error)})`));
-      asked.end();
+  async #open(): Promise<net.Socket> {
+    const via = this.#via;
+    if (!via) {
+      return connected(net.connect({ host: this.#addresses[0], port: this.#port }), 'connect');
+    }
+    const target = `${this.url.hostname}:${this.#port}`;
+    const user = [via.username, via.password].map(decodeURIComponent).join(':');
+    const login = { 'proxy-authorization': `Basic ${Buffer.from(user).toString('base64')}` };
+    const request = (via.protocol === 'https:' ? https : http).request({
+      host: hostOf(via),
+      port: portOf(via),
+      method: 'CONNECT',
+      path: target,
+      headers: { host: target, ...(via.username && login) },
+      agent: false,
     });
+    request.end();
+    const [{ statusCode }, socket] = await heard<[IncomingMessage, net.Socket?]>(
+      request,
+      'connect',
+      'response',
+    ).catch((error: unknown) => {
+      request.destroy();
+      throw this.#proxyUnusable(`no answer to CONNECT ${target} (${codeOf(error)})`);
+    });
+    if (statusCode === 200 && socket) return socket;
+    request.destroy();
+    socket?.destroy();
+    throw this.#proxyUnusable(`it answers CONNECT ${target} with status ${statusCode}`);
   }
 
   #proxyUnusable(why: string): Problem {
-    const found = `the HTTP proxy ${this.#via?.host}: ${why}`;
-    return new Problem('proxy_unusable', found, { host: this.#host });
+    return new Problem('proxy_unusable', `the HTTP proxy ${this.#via?.host}: ${why}`, this.#host);
   }
-}
-
-interface Reach {
-  /** Undefined where a connection came about. */
-  problem?: ProblemCode;
-  /** What happened, with the address. */
-  why?: string;
 }
 
 /**
@@ -381,73 +315,88 @@ interface Reach {
  *
  * Bun 1.4 calls every connection that the system refuses to make a refused port. A UDP socket is told the true reason: at
  * once where this machine has no route, and later where nobody has the address (an empty datagram is enough for that).
+ *
+ * @returns What is wrong, if no connection came about.
  */
-async function reach(address: string, port: number): Promise<Reach> {
-  let heard: string | undefined;
-  let listener: { close: () => void } | undefined;
+async function reach(address: string, port: number): Promise<Problem | undefined> {
+  let told: string | undefined;
+  const data = (): void => {};
+  // Bun passes the error alone, although its types say that the socket comes first.
+  const error = (reason: unknown): void => {
+    told ??= codeOf(reason);
+  };
+  let udp: { close: () => void } | undefined;
   try {
-    const socket = await Bun.udpSocket({
-      hostname: address.includes(':') ? '::' : '0.0.0.0',
-      connect: { hostname: address, port },
-      socket: {
-        data: () => {},
-        error: (error: unknown) => {
-          heard ??= codeOf((error as { error?: unknown }).error ?? error);
-        },
-      } as object,
-    });
-    listener = socket;
+    const hostname = address.includes(':') ? '::' : '0.0.0.0';
+    const connect = { hostname: address, port };
+    const socket = await Bun.udpSocket({ hostname, connect, socket: { data, error } });
+    udp = socket;
     socket.send('');
-  } catch (error) {
-    listener?.close();
-    return { problem: 'no_route', why: `no route from here to ${address} (${codeOf(error)})` };
+  } catch (refused) {
+    udp?.close();
+    return new Problem('no_route', `no route from here to ${address} (${codeOf(refused)})`);
   }
   try {
     (await connected(net.connect({ host: address, port }), 'connect')).destroy();
-    return {};
-  } catch (error) {
-    if (codeOf(error) === 'ETIMEDOUT') {
-      const why = `no answer from ${address} on port ${port} within ${TIMEOUT_MS / 1000} s`;
-      return { problem: 'no_answer', why };
+    return undefined;
+  } catch (failed) {
+    if (isLate(failed)) {
+      const found = `no answer from ${address} on port ${port} within ${TIMEOUT_MS / 1000} s`;
+      return new Problem('no_answer', found);
     }
     await Bun.sleep(50);
-    if (heard === 'EHOSTUNREACH' || heard === 'ENETUNREACH') {
-      return { problem: 'no_answer', why: `no machine answers at ${address} (${heard})` };
+    if (told === 'EHOSTUNREACH' || told === 'ENETUNREACH') {
+      return new Problem('no_answer', `no machine answers at ${address} (${told})`);
     }
-    if (codeOf(error) === 'ECONNREFUSED') {
-      return { problem: 'refused', why: `port ${port} on ${address} is closed` };
-    }
-    return { problem: 'cut', why: `no connection to ${address}, port ${port} (${codeOf(error)})` };
+    const code = codeOf(failed);
+    return code === 'ECONNREFUSED'
+      ? new Problem('refused', `port ${port} on ${address} is closed`)
+      : new Problem('cut', `no connection to ${address}, port ${port} (${code})`);
   } finally {
-    listener.close();
+    udp.close();
   }
 }
 
-/** Waits for a socket's event, or for its error, or until the time is up. */
-function connected<S extends net.Socket>(socket: S, event: string): Promise<S> {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => socket.destroy(timedOut()), TIMEOUT_MS);
-    socket.once(event, () => {
-      clearTimeout(timer);
-      resolve(socket);
-    });
-    socket.on('error', (error) => {
-      clearTimeout(timer);
-      reject(error);
-    });
+async function connected<S extends net.Socket>(socket: S, event: string): Promise<S> {
+  await heard(socket, event).catch((error: unknown) => {
+    socket.destroy();
+    throw error;
   });
+  return socket;
 }
 
-const timedOut = (): Error => Object.assign(new Error('timed out'), { code: 'ETIMEDOUT' });
+/**
+ * Waits for the first of some events.
+ * @returns What it comes with.
+ * @throws The error that the emitter has instead; an `AbortError` when the time is up.
+ */
+function heard<T extends unknown[]>(emitter: EventEmitter, ...events: string[]): Promise<T> {
+  // Nobody listens any more to an error that comes later.
+  emitter.on('error', () => {});
+  const signal = AbortSignal.timeout(TIMEOUT_MS);
+  return Promise.race(events.map((event) => once(emitter, event, { signal }) as Promise<T>));
+}
+
+async function bodyOf(response: IncomingMessage): Promise<string> {
+  let body = '';
+  response.setEncoding('utf8');
+  for await (const chunk of response) {
+    body += chunk;
+    if (body.length > MAX_BODY_BYTES) break;
+  }
+  return body;
+}
+
+const isLate = (error: unknown): boolean =>
+  error instanceof Error && (error.name === 'AbortError' || error.name === 'TimeoutError');
 
 const codeOf = (error: unknown): string =>
   (error instanceof Error && 'code' in error && String(error.code)) || 'no reason given';
 
 const hostOf = (url: URL): string => url.hostname.replace(/^\[|\]$/g, '');
 
-const portOf = (url: URL): number => Number(url.port) || (url.protocol === 'https:' ? 443 : 80);
-
-const httpUrl = (url: URL): URL => new URL(url.href.replace(/^ws/, 'http'));
+const portOf = (url: URL): number =>
+  Number(url.port) || (/^(?:https|wss):$/.test(url.protocol) ? 443 : 80);
 
 /** What kind of address it is: `unicast` for a public one. */
 const rangeOf = (address: string): string | undefined =>
@@ -455,9 +404,9 @@ const rangeOf = (address: string): string | undefined =>
 
 /** In days, or in hours where that says more. */
 function durationOf(ms: number): string {
-  const [count, unit] =
-    ms < 2 * DAY_MS ? [ms / (DAY_MS / 24), 'hour'] : ([ms / DAY_MS, 'day'] as const);
-  return `${Math.floor(count)} ${unit}${Math.floor(count) === 1 ? '' : 's'}`;
+  const isLong = ms >= 2 * DAY_MS;
+  const count = Math.floor(ms / (isLong ? DAY_MS : HOUR_MS));
+  return `${count} ${isLong ? 'day' : 'hour'}${count === 1 ? '' : 's'}`;
 }
 
 function nameOf(subject: { O?: string | string[]; CN?: string | string[] } | undefined): string {

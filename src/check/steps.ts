@@ -1,17 +1,5 @@
-/**
- * What a check does over the WebSocket, step by step. It needs the client library alone, so the command and the page do
- * the same.
- */
-import {
-  announce,
-  type Channel,
-  connect,
-  generateCode,
-  listen,
-  RelayError,
-  type RelayErrorCode,
-  watch,
-} from '../client/client.ts';
+/** What a check does over the WebSocket, step by step. It needs the client library alone, so the page does the same. */
+import { announce, type Channel, connect, listen, RelayError, watch } from '../client/client.ts';
 import { Problem, type ProblemCode, problemOf } from './problems.ts';
 
 /** One thing that was looked at. */
@@ -68,37 +56,34 @@ export interface Reporter {
   end: (step: Step) => void;
 }
 
-export type Work = () => Promise<Finding>;
+/** A step's name and what it does. What the work throws is why the step failed. */
+export type Task = readonly [StepName, () => Promise<Finding>];
 
-/**
- * Does one step and reports it.
- * @returns Whether it went well enough to go on.
- */
-export async function take(reporter: Reporter, name: StepName, work: Work): Promise<boolean> {
-  reporter.begin(name);
-  const start = performance.now();
-  const finding: Finding | { failure: Problem } = await work().catch((error: unknown) => ({
-    failure: problemOf(error),
-  }));
-  const ms = round(performance.now() - start);
-  const result = 'failure' in finding ? finding.failure : finding.found;
-  const facts = 'facts' in finding && { facts: finding.facts };
-  if (typeof result === 'string') {
-    reporter.end({ name, status: 'ok', ms, found: result, ...facts });
-    return true;
+/** Steps that are left out, with a warning, where a limit on this client is used up: that is no fault of the relay. */
+const canBeLeftOut = new Set<StepName>(['bootstrap', 'instances', 'idle']);
+
+/** Does one step after another until one fails, and reports each. @returns Whether none failed. */
+export async function takeAll(reporter: Reporter, tasks: Task[]): Promise<boolean> {
+  for (const [name, work] of tasks) {
+    reporter.begin(name);
+    const start = performance.now();
+    let hasFailed = false as boolean;
+    const { found, facts } = await work().catch((error: unknown): Finding => {
+      const problem = problemOf(error);
+      hasFailed = problem.code !== 'rate_limited' || !canBeLeftOut.has(name);
+      return {
+        found: hasFailed ? problem : new Problem('rate_limited', `left out: ${problem.found}`),
+      };
+    });
+    const step = { name, ms: round(performance.now() - start), ...(facts && { facts }) };
+    if (typeof found === 'string') reporter.end({ ...step, status: 'ok', found });
+    else {
+      const { code: problem, means, change } = found;
+      const status = hasFailed ? 'failed' : 'warning';
+      reporter.end({ ...step, status, found: found.found, problem, means, change });
+    }
+    if (hasFailed) return false;
   }
-  const { code, found, means, change } = result;
-  const status = 'failure' in finding ? 'failed' : 'warning';
-  reporter.end({ name, status, ms, found, problem: code, means, change, ...facts });
-  return status === 'warning';
-}
-
-/** Does one step after another until one fails. @returns Whether none failed. */
-export async function takeAll(
-  reporter: Reporter,
-  steps: (readonly [StepName, Work])[],
-): Promise<boolean> {
-  for (const [name, work] of steps) if (!(await take(reporter, name, work))) return false;
   return true;
 }
 
@@ -113,30 +98,25 @@ const LARGE_PAYLOAD = 'x'.repeat(60_000);
  * leave one check in 64 unaware; chosen by turns, none.
  */
 const PAIRINGS = 5;
-/** A relay takes five failed codes a minute from one client; a check stops well before. */
-const MAX_MISSES = 3;
 /** How long the check leaves a socket quiet unless told otherwise, in seconds: longer than a device waits with its code. */
 export const IDLE_SECONDS = 35;
 
 /** Every step that the WebSocket alone allows, until one fails. @returns Whether none failed. */
 export async function checkWire(url: string, reporter: Reporter): Promise<boolean> {
-  const pairings = new Pairings(url);
-  let opened!: Opened;
-  let pair: Pair | undefined;
-  try {
-    return await takeAll(reporter, [
-      ['code', async () => ((opened = await pairings.open()), { found: 'the relay takes it' })],
-      ['peer', async () => ((pair = await pairings.join(opened)), { found: 'both sides know' })],
-      ['roundtrips', () => roundTrips(pair as Pair)],
-      ['large', () => largeFrame(pair as Pair)],
-      ['disconnect', () => disconnect(pair as Pair)],
-      ['verdict', () => verdict(pairings)],
-      ['bootstrap', unlessLimited(() => bootstrap(url))],
-      ['instances', unlessLimited(() => pairings.repeat())],
-    ]);
-  } finally {
-    if (pair) void finish(pair);
-  }
+  let target!: Waiting<Channel>;
+  let pair!: Pair;
+  const ok = await takeAll(reporter, [
+    ['code', async () => ((target = await waitWithCode(url)), { found: 'the relay takes it' })],
+    ['peer', async () => ((pair = await join(url, target)), { found: 'both sides know' })],
+    ['roundtrips', () => roundTrips(pair)],
+    ['large', () => largeFrame(pair)],
+    ['disconnect', () => disconnect(pair)],
+    ['verdict', () => verdict(url)],
+    ['bootstrap', () => bootstrap(url)],
+    ['instances', () => morePairings(url)],
+  ]);
+  if (!ok) void finish(pair);
+  return ok;
 }
 
 /**
@@ -150,101 +130,71 @@ export function checkIdle(
   reporter: Reporter,
   skip?: AbortSignal,
 ): Promise<boolean> {
-  const start = performance.now();
-  const waited = (): number => Math.round((performance.now() - start) / 1000);
-  const skipped = new Promise<void>((resolve) => {
-    skip?.addEventListener('abort', () => resolve());
+  const skipped = new Promise((resolve) => {
+    skip?.addEventListener('abort', resolve);
   });
-  const beQuiet = async (met: Promise<unknown>): Promise<void> => {
-    for (let left = seconds; left > 0 && !skip?.aborted; left -= 1) {
-      reporter.progress?.('idle', `${left} s left`);
-      await Promise.race([sleep(1000), met, skipped]);
-    }
-  };
   const work = async (): Promise<Finding> => {
-    try {
-      await meetByToken(url, beQuiet);
-    } catch (error) {
-      if (!(error instanceof RelayError) || isError(error, 'rate_limited')) throw error;
-      throw new Problem('idle_cut', `cut after ${waited()} s without a message (${error.code})`);
-    }
+    const start = performance.now();
+    const waited = (): number => Math.round((performance.now() - start) / 1000);
+    const beQuiet = async (met: Promise<unknown>): Promise<void> => {
+      for (let left = seconds; left > 0 && !skip?.aborted; left -= 1) {
+        reporter.progress?.('idle', `${left} s left`);
+        await Promise.race([sleep(1000), met, skipped]);
+      }
+    };
+    await explained(meetByToken(url, seconds, beQuiet), ({ code }) =>
+      code === 'rate_limited'
+        ? undefined
+        : new Problem('idle_cut', `cut after ${waited()} s without a message (${code})`),
+    );
     const found = `${skip?.aborted ? 'skipped, ' : ''}still there after ${waited()} s`;
     return { found, facts: { idleSeconds: waited() } };
   };
-  return take(reporter, 'idle', unlessLimited(work));
+  return takeAll(reporter, [['idle', work]]);
 }
 
+/** A device that waits for another one. */
+interface Waiting<T> {
+  /** The code, where it waits with one. */
+  code: string;
+  /** Comes with the other device. */
+  met: Promise<T>;
+}
+
+/**
+ * Starts to wait for another device.
+ * @param start Waits, and calls its argument when the relay has taken the code or the token id.
+ * @returns At that time.
+ */
+async function waitBy<T>(
+  start: (onTaken: (code: string) => void) => Promise<T>,
+): Promise<Waiting<T>> {
+  const taken = Promise.withResolvers<string>();
+  const met = start(taken.resolve);
+  met.catch(taken.reject);
+  void sleep(timeoutMs).then(() => taken.reject(new RelayError('timeout', `${timeoutMs} ms`)));
+  return { code: await taken.promise, met };
+}
+
+const waitWithCode = (url: string): Promise<Waiting<Channel>> =>
+  waitBy((onCode) => listen(url, { timeoutMs, onCode }));
+
+/** Two devices that have met. */
 interface Pair {
   target: Channel;
   controller: Channel;
 }
 
-interface Opened {
-  code: string;
-  /** Comes with the controller. */
-  met: Promise<Channel>;
-  /** Ends the waiting. */
-  stop: AbortController;
+async function join(url: string, { code, met }: Waiting<Channel>): Promise<Pair> {
+  const controller = await explained(connect(url, code, { timeoutMs }), (error) =>
+    error.code === 'otc_not_found'
+      ? new Problem('instances_apart', 'the code was unknown a moment after it was taken')
+      : undefined,
+  );
+  return { target: await met, controller };
 }
 
-/** Makes pairs, each over two new connections, and counts those that did not find each other. */
-class Pairings {
-  readonly #url: string;
-  #made = 0;
-  #missed = 0;
-
-  constructor(url: string) {
-    this.#url = url;
-  }
-
-  /** Waits with a code. On a busy relay a code may be somebody’s; then another one is tried. */
-  async open(): Promise<Opened> {
-    for (let attempt = 1; ; attempt += 1) {
-      const code = generateCode();
-      const stop = new AbortController();
-      try {
-        const { met } = await started((onWaiting) =>
-          listen(this.#url, code, { timeoutMs, signal: stop.signal, onWaiting }),
-        );
-        return { code, met, stop };
-      } catch (error) {
-        if (!isError(error, 'otc_in_use') || attempt === MAX_MISSES) throw error;
-      }
-    }
-  }
-
-  /** Joins what was opened. Where it is not found, it tries with new pairs, since the next ones may meet. */
-  async join({ code, met, stop }: Opened): Promise<Pair> {
-    this.#made += 1;
-    try {
-      const controller = await connect(this.#url, code, { timeoutMs });
-      return { target: await met, controller };
-    } catch (error) {
-      stop.abort();
-      if (!isError(error, 'otc_not_found')) throw error;
-      this.#missed += 1;
-      if (this.#missed === MAX_MISSES) throw this.#apart();
-      return this.join(await this.open());
-    }
-  }
-
-  async repeat(): Promise<Finding> {
-    while (this.#missed === 0 && this.#made < PAIRINGS) {
-      const pair = await this.join(await this.open());
-      await exchange(pair.controller, pair.target, 'check');
-      await exchange(pair.target, pair.controller, 'check');
-      await finish(pair);
-    }
-    if (this.#missed > 0) throw this.#apart();
-    const found = `${this.#made} of ${this.#made}, each over two new connections`;
-    return { found, facts: { pairings: this.#made } };
-  }
-
-  #apart(): Problem {
-    const found = `in ${this.#missed} of ${this.#made} pairings the code was unknown a moment after it was taken`;
-    return new Problem('instances_apart', found);
-  }
-}
+const meetByCode = async (url: string): Promise<Pair> => join(url, await waitWithCode(url));
 
 async function roundTrips({ target, controller }: Pair): Promise<Finding> {
   const times: number[] = [];
@@ -255,19 +205,16 @@ async function roundTrips({ target, controller }: Pair): Promise<Finding> {
     times.push(performance.now() - start);
   }
   times.sort((a, b) => a - b);
-  const percentile = (p: number): number =>
-    round(times[Math.ceil((p / 100) * times.length) - 1] as number);
-  const [p50Ms, p99Ms] = [percentile(50), percentile(99)];
+  const percentile = (p: number): number => round(times[Math.ceil(p * ROUND_TRIPS) - 1] as number);
+  const [p50Ms, p99Ms] = [percentile(0.5), percentile(0.99)];
   return { found: `p50 ${p50Ms} ms, p99 ${p99Ms} ms`, facts: { p50Ms, p99Ms } };
 }
 
 async function largeFrame({ target, controller }: Pair): Promise<Finding> {
-  try {
-    await exchange(controller, target, LARGE_PAYLOAD);
-  } catch (error) {
-    if (!(error instanceof RelayError)) throw error;
-    throw new Problem('frame_limit', `a frame of 60 KB did not arrive (${error.code})`);
-  }
+  await explained(
+    exchange(controller, target, LARGE_PAYLOAD),
+    ({ code }) => new Problem('frame_limit', `a frame of 60 KB did not arrive (${code})`),
+  );
   return { found: 'arrived whole' };
 }
 
@@ -282,76 +229,61 @@ async function disconnect({ target, controller }: Pair): Promise<Finding> {
 }
 
 /** The deployed target sends its verdict and closes in the same breath. */
-async function verdict(pairings: Pairings): Promise<Finding> {
-  const { target, controller } = await pairings.join(await pairings.open());
+async function verdict(url: string): Promise<Finding> {
+  const { target, controller } = await meetByCode(url);
   await exchange(controller, target, 'check');
-  target.send('verdict');
+  const heard = exchange(target, controller, 'verdict');
   const leaving = target.close();
-  try {
-    sameOrProblem(await controller.receive({ timeoutMs }), 'verdict');
-  } catch (error) {
-    if (!(error instanceof RelayError)) throw error;
-    throw new Problem(
-      'order_lost',
-      `the other side heard of the goodbye, and not what was said before (${error.code})`,
-    );
-  }
+  await explained(heard, ({ code }) => {
+    const found = `the other side heard of the goodbye, and not what was said before (${code})`;
+    return new Problem('order_lost', found);
+  });
   await endOf(controller);
   await leaving;
   return { found: 'heard, and then the goodbye' };
 }
 
 async function bootstrap(url: string): Promise<Finding> {
-  try {
-    await meetByToken(url);
-  } catch (error) {
-    if (!isError(error, 'no_watcher')) throw error;
-    throw new Problem('instances_apart', 'the token was unknown a moment after its watch began');
-  }
+  await explained(meetByToken(url), ({ code }) =>
+    code === 'no_watcher'
+      ? new Problem('instances_apart', 'the token was unknown a moment after its watch began')
+      : undefined,
+  );
   return { found: 'watched, announced, acknowledged' };
+}
+
+/** Pairs until there were as many pairings as a check has: one for the first steps, and one for the verdict. */
+async function morePairings(url: string): Promise<Finding> {
+  for (let made = 2; made < PAIRINGS; made += 1) {
+    const pair = await meetByCode(url);
+    await exchange(pair.controller, pair.target, 'check');
+    await exchange(pair.target, pair.controller, 'check');
+    await finish(pair);
+  }
+  const found = `${PAIRINGS} of ${PAIRINGS}, each over two new connections`;
+  return { found, facts: { pairings: PAIRINGS } };
 }
 
 /**
  * Watches a token id, announces a device under it over another connection, and answers the device.
- * @param meanwhile What happens while the watch waits. Its argument settles early where the watch ends early.
+ * @param seconds How long the watch waits before the device comes.
+ * @param meanwhile What happens in that time. Its argument settles early where the watch ends early.
  */
 async function meetByToken(
   url: string,
+  seconds = 0,
   meanwhile?: (met: Promise<unknown>) => Promise<void>,
 ): Promise<void> {
   const jti = `check_${crypto.randomUUID()}`;
-  const stop = new AbortController();
-  try {
-    const { met } = await started((onWaiting) =>
-      watch(url, jti, { signal: stop.signal, onWaiting }),
-    );
-    await meanwhile?.(met);
-    const announced = announce(url, { jti, token: 'check', targetPubKey: 'check' }, { timeoutMs });
-    announced.catch(() => {});
-    const device = await Promise.race([met, announced.then(() => met)]);
-    await device.acknowledge({ publicKey: 'check', controllerSig: 'check' }, { timeoutMs });
-    sameOrProblem((await announced).controllerPubKey, 'check');
-  } catch (error) {
-    stop.abort();
-    throw error;
-  }
-}
-
-/**
- * Starts to wait for another device.
- * @returns As soon as the relay has taken the code or the token id: `met`, which comes with the other device.
- */
-async function started<T>(
-  start: (onWaiting: () => void) => Promise<T>,
-): Promise<{ met: Promise<T> }> {
-  const taken = Promise.withResolvers<void>();
-  const met = start(taken.resolve);
-  met.catch(() => {});
-  const late = sleep(timeoutMs).then(() => {
-    throw new RelayError('timeout', `${timeoutMs} ms`);
-  });
-  await Promise.race([taken.promise, met, late]);
-  return { met };
+  const { met } = await waitBy((onTaken) =>
+    watch(url, jti, { timeoutMs: seconds * 1000 + timeoutMs, onWaiting: () => onTaken('') }),
+  );
+  await meanwhile?.(met);
+  const announced = announce(url, { jti, token: 'check', targetPubKey: 'check' }, { timeoutMs });
+  announced.catch(() => {});
+  const device = await Promise.race([met, announced.then(() => met)]);
+  await device.acknowledge({ publicKey: 'check', controllerSig: 'check' }, { timeoutMs });
+  sameOrProblem((await announced).controllerPubKey, 'check');
 }
 
 async function exchange(from: Channel, to: Channel, payload: string): Promise<void> {
@@ -359,35 +291,31 @@ async function exchange(from: Channel, to: Channel, payload: string): Promise<vo
   sameOrProblem(await to.receive({ timeoutMs }), payload);
 }
 
-/** Ends a pairing as devices do that are through with it. */
-async function finish({ target, controller }: Pair): Promise<void> {
-  await Promise.all([target.done(), controller.done()]);
-}
-
-/** Waits until a channel ends because the other side left. */
-async function endOf(channel: Channel): Promise<void> {
-  try {
-    await channel.receive({ timeoutMs });
-  } catch (error) {
-    if (!isError(error, 'peer_disconnected')) throw error;
-  }
-}
-
-/** Where a limit on this client is used up, a step is left out with a warning: that is no fault of the relay. */
-function unlessLimited(work: Work): Work {
-  return () =>
-    work().catch((error: unknown) => {
-      if (!isError(error, 'rate_limited')) throw error;
-      return { found: new Problem('rate_limited', `left out: ${(error as Error).message}`) };
-    });
-}
-
 function sameOrProblem(got: string, sent: string): void {
   if (got !== sent) throw new Problem('changed', 'what arrived is not what was sent');
 }
 
-const isError = (error: unknown, code: RelayErrorCode): boolean =>
-  error instanceof RelayError && error.code === code;
+/** Ends a pairing as devices do that are through with it. */
+async function finish(pair: Pair | undefined): Promise<void> {
+  await Promise.all([pair?.target.done(), pair?.controller.done()]);
+}
+
+/** Waits until a channel ends because the other side left. */
+async function endOf(channel: Channel): Promise<void> {
+  await channel.receive({ timeoutMs }).catch((error: unknown) => {
+    if (!(error instanceof RelayError && error.code === 'peer_disconnected')) throw error;
+  });
+}
+
+/** What an error of the relay means at this place, where it means more than elsewhere. */
+function explained<T>(
+  work: Promise<T>,
+  meaning: (error: RelayError) => Problem | undefined,
+): Promise<T> {
+  return work.catch((error: unknown) => {
+    throw (error instanceof RelayError && meaning(error)) || error;
+  });
+}
 
 /** How long a step took, for people. */
 export function durationText(ms: number): string {

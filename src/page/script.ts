@@ -1,12 +1,5 @@
 /** What runs in the page: the relay's address as this browser knows it, the access token, the copy buttons, the check. */
-import {
-  type Answer,
-  factsOf,
-  healthOf,
-  isRelaysNotFound,
-  refusalOf,
-  saysOf,
-} from '../check/http-answers.ts';
+import { type Answer, factsOf, healthOf, refusalOf } from '../check/http-answers.ts';
 import { Problem } from '../check/problems.ts';
 import {
   checkIdle,
@@ -208,21 +201,16 @@ async function refusal(): Promise<Problem> {
   const url = websocket();
   const sent = { path: url.pathname, origin: location.origin, hasToken: token !== '' };
   url.protocol = location.protocol;
-  const answer = await ask(url);
-  const problem = refusalOf(answer, sent);
+  const problem = refusalOf(await ask(url), sent);
   // A plain request that arrives is answered like this where all is well.
-  if (problem?.code === 'upgrade_swallowed') {
+  if (problem.code === 'upgrade_swallowed') {
     const host = factsOf(await ask(base))?.host;
     const found = 'no WebSocket opened, though a plain request reaches the relay';
     return host && host !== location.host
-      ? new Problem('origin_refused', `${found}, which takes itself for ${host}`, {
-          origin: sent.origin,
-        })
+      ? new Problem('origin_refused', `${found}, which takes itself for ${host}`, sent.origin)
       : new Problem('upgrade_swallowed', found);
   }
-  if (problem) return problem;
-  const code = isRelaysNotFound(answer) ? 'path_not_stripped' : 'not_a_relay';
-  return new Problem(code, `${saysOf(answer)} at ${sent.path}`);
+  return problem;
 }
 
 async function address(): Promise<Finding> {
