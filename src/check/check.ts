@@ -1,6 +1,7 @@
 /** `amesh-relay check`: pairs with itself through whatever stands in between, and says step by step what it finds. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs, stripVTControlCharacters, styleText } from 'node:util';
+import { ConfigError } from '../config.ts';
 import { Probe } from './probe.ts';
 import {
   checkIdle,
@@ -19,8 +20,6 @@ const RETRY_MS = 1000;
 /** A relay ends a watch after five minutes. */
 const MAX_IDLE_SECONDS = 290;
 const MAX_WAIT_SECONDS = 3600;
-/** What a shell reports of a program that was stopped since nobody reads its output: 128 + SIGPIPE. */
-const OUTPUT_CUT = 141;
 
 /** @returns 0 when a device would get through from here, 1 when not. Warnings leave it 0. */
 export async function check(args: string[]): Promise<number> {
@@ -40,44 +39,39 @@ export async function check(args: string[]): Promise<number> {
   const idle = readSeconds('--idle', values.idle, 0, MAX_IDLE_SECONDS) ?? IDLE_SECONDS;
   const token =
     values.token || url.searchParams.get('token') || process.env['AMESH_ACCESS_TOKEN'] || '';
-  if (token && url.searchParams.get('token') !== token) url.searchParams.set('token', token);
+  if (token) url.searchParams.set('token', token);
 
-  process.stdout.on('error', () => process.exit(OUTPUT_CUT));
   const printable = createPrintable(token);
   const shownUrl = printable(url.href);
-  const human = values.json ? undefined : new HumanOutput(shownUrl, process.stdout);
+  const screen = values.json ? undefined : new Screen(shownUrl, process.stdout);
   const steps: Step[] = [];
   const reporter: Reporter = {
-    begin: (name) => human?.begin(name),
-    progress: (name, text) => human?.progress(name, text),
+    begin: (name) => screen?.begin(name),
+    progress: (name, text) => screen?.progress(name, text),
     end: (step) => {
       const shown = printable(step);
       steps.push(shown);
-      human?.end(shown);
+      screen?.end(shown);
     },
   };
-  if (wait > 0) await untilUp(url, wait, (left) => human?.waiting(left));
+  if (wait > 0) await untilUp(url, wait, screen);
   const ok =
     (await takeAll(reporter, new Probe(url).steps())) &&
     (await checkWire(url.href, reporter)) &&
     (idle === 0 || (await checkIdle(url.href, idle, reporter)));
-  if (human) human.conclude(ok);
+  if (screen) screen.conclude(ok);
   else process.stdout.write(`${JSON.stringify({ url: shownUrl, ok, steps }, null, 2)}\n`);
   return ok ? 0 : 1;
 }
 
 /** Waits for a relay that is still coming up: until a WebSocket opens, or the time is over. */
-async function untilUp(
-  url: URL,
-  seconds: number,
-  onWaiting: (secondsLeft: number) => void,
-): Promise<void> {
+async function untilUp(url: URL, seconds: number, screen?: Screen): Promise<void> {
   const deadline = performance.now() + seconds * 1000;
   const silent: Reporter = { begin: () => {}, end: () => {} };
   while (!(await takeAll(silent, new Probe(url).steps()))) {
     const left = deadline - performance.now();
     if (left <= 0) return;
-    onWaiting(Math.ceil(left / 1000));
+    screen?.passing(`not up yet, ${Math.ceil(left / 1000)} s left`);
     await sleep(Math.min(RETRY_MS, left));
   }
 }
@@ -107,9 +101,7 @@ function readSeconds(
   throw usage(`${flag}: got ${JSON.stringify(text)}, expected whole seconds from ${min} to ${max}`);
 }
 
-/** Wrong usage, as the command line tells it. */
-const usage = (message: string): Error =>
-  Object.assign(new Error(`check: ${message}`), { code: 'ERR_RELAY_CONFIG' });
+const usage = (message: string): Error => new ConfigError(`check: ${message}`);
 
 /** No text from a server fills the screen. */
 const MAX_TEXT = 500;
@@ -139,76 +131,67 @@ const INDENT = '    ';
 const MAX_WIDTH = 100;
 const MARKS = { ok: ['✓', 'green'], warning: ['!', 'yellow'], failed: ['✗', 'red'] } as const;
 
-/** A line for each step as it ends; at a terminal also while it runs, and in colour. */
-class HumanOutput implements Reporter {
-  readonly #out: NodeJS.WriteStream;
+/** For people: a line for each step as it ends; at a terminal also while it runs, and in colour. */
+class Screen implements Reporter {
   readonly #isTerminal: boolean;
   #warnings = 0;
   #saidProgress = false;
 
-  constructor(url: string, out: NodeJS.WriteStream) {
-    this.#out = out;
+  constructor(
+    url: string,
+    private readonly out: NodeJS.WriteStream,
+  ) {
     this.#isTerminal = Boolean(out.isTTY);
     this.#line(`Checking ${this.#style('bold', url)} from here\n`);
   }
 
-  waiting(secondsLeft: number): void {
-    this.#passing(`not up yet, ${secondsLeft} s left`);
+  /** A line that the next one replaces. */
+  passing(text: string): void {
+    if (this.#isTerminal) this.out.write(`\r\u001b[K${this.#style('dim', `  … ${text}`)}`);
   }
 
   begin(name: StepName): void {
-    this.#passing(stepTitles[name]);
+    this.passing(stepTitles[name]);
   }
 
   progress(name: StepName, text: string): void {
     const whole = `${stepTitles[name]}: ${text} (--idle 0 leaves it out)`;
     if (!this.#isTerminal && !this.#saidProgress) this.#line(`…       ${whole}`);
     this.#saidProgress = true;
-    this.#passing(whole);
+    this.passing(whole);
   }
 
   end({ name, status, ms, found, means, change }: Step): void {
     if (status === 'warning') this.#warnings += 1;
     const [sign, colour] = MARKS[status];
-    const mark = this.#isTerminal ? this.#style(colour, `  ${sign}`) : status.padEnd(7);
+    const mark = this.#isTerminal
+      ? `\r\u001b[K${this.#style(colour, `  ${sign}`)}`
+      : status.padEnd(7);
     const time = this.#style('dim', durationText(ms).padStart(9));
-    if (this.#isTerminal) this.#replace('');
     this.#line(`${mark} ${stepTitles[name].padEnd(TITLE_WIDTH)} ${time}  ${found}`);
-    if (means && change) {
-      this.#paragraph(means);
-      this.#paragraph(`→ ${change}`);
+    if (!means || !change) return;
+    const width = Math.min(this.out.columns || MAX_WIDTH, MAX_WIDTH) - INDENT.length;
+    for (const text of [means, `→ ${change}`]) {
+      this.#line(INDENT + Bun.wrapAnsi(text, width).replaceAll('\n', `\n${INDENT}`));
     }
   }
 
   conclude(ok: boolean): void {
     const warned = this.#warnings === 1 ? 'one warning' : `${this.#warnings} warnings`;
-    if (!ok) this.#line(`\n${this.#style('red', 'A device would not get through from here.')}`);
-    else if (this.#warnings > 0) {
-      this.#line(`\n${this.#style('yellow', `A device gets through from here, with ${warned}.`)}`);
-    } else this.#line(`\n${this.#style('green', 'All well: a device gets through from here.')}`);
+    const [colour, verdict] = !ok
+      ? (['red', 'A device would not get through from here.'] as const)
+      : this.#warnings > 0
+        ? (['yellow', `A device gets through from here, with ${warned}.`] as const)
+        : (['green', 'All well: a device gets through from here.'] as const);
+    this.#line(`\n${this.#style(colour, verdict)}`);
   }
 
   #style(style: 'bold' | 'dim' | 'red' | 'green' | 'yellow', text: string): string {
-    return this.#isTerminal && !process.env['NO_COLOR']
-      ? styleText(style, text, { validateStream: false })
-      : text;
+    const isPlain = !this.#isTerminal || process.env['NO_COLOR'];
+    return isPlain ? text : styleText(style, text, { validateStream: false });
   }
 
   #line(text: string): void {
-    this.#out.write(`${text}\n`);
-  }
-
-  /** A line that the next one replaces. */
-  #passing(text: string): void {
-    if (this.#isTerminal) this.#replace(this.#style('dim', `  … ${text}`));
-  }
-
-  #replace(text: string): void {
-    this.#out.write(`\r\u001b[K${text}`);
-  }
-
-  #paragraph(text: string): void {
-    const width = Math.min(this.#out.columns || MAX_WIDTH, MAX_WIDTH) - INDENT.length;
-    this.#line(INDENT + Bun.wrapAnsi(text, width).replaceAll('\n', `\n${INDENT}`));
+    this.out.write(`${text}\n`);
   }
 }

@@ -12,20 +12,8 @@ export interface Answer {
   body: string;
 }
 
-/** Headers that `AMESH_TRUST_PROXY` is commonly set to. No other name is taken from a server. */
-const ADDRESS_HEADERS = [
-  'x-forwarded-for',
-  'x-real-ip',
-  'x-client-ip',
-  'true-client-ip',
-  'cf-connecting-ip',
-  'fly-client-ip',
-  'fastly-client-ip',
-  'x-azure-clientip',
-  'x-envoy-external-address',
-  'x-appengine-user-ip',
-];
-
+/** Names that a header with a client's address has: x-forwarded-for, fly-client-ip. No other name is taken from a server. */
+const ADDRESS_HEADER = /^[a-z-]{1,40}-(?:for|ip|clientip|address)$/;
 /** An IPv4 or IPv6 address, by its characters. */
 const ADDRESS = /^(?:unknown|[\d.]{7,15}|[\da-f:.]{2,45})$/i;
 
@@ -44,8 +32,9 @@ export function factsOf({ body }: Answer): Facts | undefined {
   const { client, websocket } = parseObject(body);
   const { address, source } = Object(client) as Record<string, unknown>;
   if (typeof address !== 'string' || !ADDRESS.test(address)) return undefined;
-  const known = ['peer', ...ADDRESS_HEADERS].find((name) => name === source);
-  return { address, source: known ?? 'another header', host: URL.parse(String(websocket))?.host };
+  const isKnown = source === 'peer' || ADDRESS_HEADER.test(String(source));
+  const from = isKnown ? String(source) : 'another header';
+  return { address, source: from, host: URL.parse(String(websocket))?.host };
 }
 
 /**

@@ -8,7 +8,7 @@ import tls from 'node:tls';
 import ipaddr from 'ipaddr.js';
 import { proxyFor } from '../client/proxy.ts';
 import { type Answer, type Facts, factsOf, healthOf, refusalOf, saysOf } from './http-answers.ts';
-import { Problem } from './problems.ts';
+import { Problem, type ProblemCode } from './problems.ts';
 import type { Finding, Task } from './steps.ts';
 
 const TIMEOUT_MS = 10_000;
@@ -24,10 +24,8 @@ const SOON_SHARE = 1 / 5;
 const SOON_MS = 14 * DAY_MS;
 
 /** Headers that a relay never sends, and proxies and platforms do. */
-const PROXY_HEADERS = [
-  ...['server', 'via', 'cf-ray', 'fly-request-id', 'x-served-by'],
-  'x-envoy-upstream-service-time',
-];
+const PROXY_HEADERS =
+  'server via cf-ray fly-request-id x-served-by x-envoy-upstream-service-time'.split(' ');
 
 const ACCEPT_JSON = { accept: 'application/json' };
 const UPGRADE = {
@@ -78,19 +76,16 @@ export class Probe {
   async #resolve(): Promise<Finding> {
     const via = this.#via;
     if (via && !/^https?:$/.test(via.protocol)) {
-      throw this.#proxyUnusable('its URL does not begin with http:// or https://');
+      throw this.#unreachable('its URL does not begin with http:// or https://');
     }
     const host = hostOf(via ?? this.url);
     const forWhom = via ? `left to the HTTP proxy ${via.host}: ` : '';
     this.#addresses = [host];
     if (ipaddr.isValid(host)) return { found: `${forWhom}${host} is an address already` };
-    try {
-      const found = await lookup(host, { all: true });
-      this.#addresses = [...new Set(found.map(({ address }) => address))];
-    } catch (error) {
-      const why = `${host} has no address (${codeOf(error)})`;
-      throw via ? this.#proxyUnusable(why) : new Problem('name_unknown', why);
-    }
+    const found = await lookup(host, { all: true }).catch((error: unknown) => {
+      throw this.#unreachable(`${host} has no address (${codeOf(error)})`, 'name_unknown');
+    });
+    this.#addresses = [...new Set(found.map(({ address }) => address))];
     const facts = via ? {} : { addresses: this.#addresses };
     return { found: `${forWhom}${this.#addresses.join(', ')}`, facts };
   }
@@ -105,8 +100,8 @@ export class Probe {
     const dead = bad.find(({ code }) => code !== 'no_route');
     if (good.length === 0) {
       const { code, found } = (dead ?? bad[0]) as Problem;
-      if (this.#via) throw this.#proxyUnusable(found);
-      throw new Problem(code, ipaddr.isValid(this.#host) ? found : `${this.#host}: ${found}`);
+      const isNamed = !this.#via && !ipaddr.isValid(this.#host);
+      throw this.#unreachable(isNamed ? `${this.#host}: ${found}` : found, code);
     }
     this.#addresses = good;
     if (this.#via) {
@@ -133,10 +128,15 @@ export class Probe {
     const [issuer, subject] = [nameOf(certificate.issuer), nameOf(certificate.subject)];
     const [from, to] = [Date.parse(certificate.valid_from), Date.parse(certificate.valid_to)];
     const [now, left] = [Date.now(), to - Date.now()];
-    const it = `the certificate by ${issuer}`;
-    if (left < 0) throw new Problem('tls_expired', `${it} ended ${durationOf(-left)} ago`);
+    if (left < 0) {
+      throw new Problem(
+        'tls_expired',
+        `the certificate by ${issuer} ended ${durationOf(-left)} ago`,
+      );
+    }
     if (from > now) {
-      throw new Problem('tls_not_yet_valid', `${it} begins in ${durationOf(from - now)}`);
+      const found = `the certificate by ${issuer} begins in ${durationOf(from - now)}`;
+      throw new Problem('tls_not_yet_valid', found);
     }
     if (tls.checkServerIdentity(this.#host, certificate)) {
       const names = certificate.subjectaltname?.replaceAll('DNS:', '') ?? subject;
@@ -236,13 +236,14 @@ export class Probe {
   /** Asks over a connection of its own. Where the headers ask for a WebSocket, that is all that is done with it. */
   async #ask(url: URL, headers: Record<string, string> = {}): Promise<Answer> {
     let socket: net.Socket | undefined;
+    const signal = AbortSignal.timeout(TIMEOUT_MS);
     try {
       socket = await (this.#isSecure ? this.#secure(true) : this.#open());
       const request = http.request({
         path: url.pathname + url.search,
         headers: { ...headers, host: url.host },
         createConnection: () => socket as net.Socket,
-        signal: AbortSignal.timeout(TIMEOUT_MS),
+        signal,
       });
       request.end();
       const [response] = await heard<[IncomingMessage]>(request, 'upgrade', 'response');
@@ -251,13 +252,11 @@ export class Probe {
       this.#proxy ??= name && (name === 'server' ? String(got[name]) : name);
       const { 'content-type': type, location, server } = got;
       const body = status === 101 ? '' : await bodyOf(response);
+      signal.throwIfAborted();
       return { status, type, location, server: String(server ?? ''), body };
     } catch (error) {
       if (error instanceof Problem) throw error;
-      const where = `${this.#host}:${this.#port}`;
-      throw isLate(error)
-        ? new Problem('no_answer', `no answer from ${where} within ${TIMEOUT_MS / 1000} s`)
-        : new Problem('cut', `${where} ended the connection without an answer (${codeOf(error)})`);
+      throw problemOf(signal.aborted ? signal.reason : error, this.#host, this.#port);
     } finally {
       socket?.destroy();
     }
@@ -297,16 +296,19 @@ export class Probe {
       'response',
     ).catch((error: unknown) => {
       request.destroy();
-      throw this.#proxyUnusable(`no answer to CONNECT ${target} (${codeOf(error)})`);
+      throw this.#unreachable(`no answer to CONNECT ${target} (${codeOf(error)})`);
     });
     if (statusCode === 200 && socket) return socket;
     request.destroy();
     socket?.destroy();
-    throw this.#proxyUnusable(`it answers CONNECT ${target} with status ${statusCode}`);
+    throw this.#unreachable(`it answers CONNECT ${target} with status ${statusCode}`);
   }
 
-  #proxyUnusable(why: string): Problem {
-    return new Problem('proxy_unusable', `the HTTP proxy ${this.#via?.host}: ${why}`, this.#host);
+  /** Why this machine does not get as far as the relay. Where an HTTP proxy is on the way, that is to blame. */
+  #unreachable(why: string, code: ProblemCode = 'no_answer'): Problem {
+    const via = this.#via;
+    if (!via) return new Problem(code, why);
+    return new Problem('proxy_unusable', `the HTTP proxy ${via.host}: ${why}`, this.#host);
   }
 }
 
@@ -340,18 +342,10 @@ async function reach(address: string, port: number): Promise<Problem | undefined
     (await connected(net.connect({ host: address, port }), 'connect')).destroy();
     return undefined;
   } catch (failed) {
-    if (isLate(failed)) {
-      const found = `no answer from ${address} on port ${port} within ${TIMEOUT_MS / 1000} s`;
-      return new Problem('no_answer', found);
-    }
     await Bun.sleep(50);
-    if (told === 'EHOSTUNREACH' || told === 'ENETUNREACH') {
-      return new Problem('no_answer', `no machine answers at ${address} (${told})`);
-    }
-    const code = codeOf(failed);
-    return code === 'ECONNREFUSED'
-      ? new Problem('refused', `port ${port} on ${address} is closed`)
-      : new Problem('cut', `no connection to ${address}, port ${port} (${code})`);
+    return told === 'EHOSTUNREACH' || told === 'ENETUNREACH'
+      ? new Problem('no_answer', `no machine answers at ${address} (${told})`)
+      : problemOf(failed, address, port);
   } finally {
     udp.close();
   }
@@ -387,8 +381,17 @@ async function bodyOf(response: IncomingMessage): Promise<string> {
   return body;
 }
 
-const isLate = (error: unknown): boolean =>
-  error instanceof Error && (error.name === 'AbortError' || error.name === 'TimeoutError');
+/** What it means that a connection failed. */
+function problemOf(error: unknown, host: string, port: number): Problem {
+  if (error instanceof Error && ['AbortError', 'TimeoutError'].includes(error.name)) {
+    const found = `no answer from ${host}, port ${port}, within ${TIMEOUT_MS / 1000} s`;
+    return new Problem('no_answer', found);
+  }
+  const code = codeOf(error);
+  return code === 'ECONNREFUSED'
+    ? new Problem('refused', `port ${port} on ${host} is closed`)
+    : new Problem('cut', `${host}, port ${port}, ended the connection without an answer (${code})`);
+}
 
 const codeOf = (error: unknown): string =>
   (error instanceof Error && 'code' in error && String(error.code)) || 'no reason given';

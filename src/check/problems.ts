@@ -114,6 +114,9 @@ export class Problem extends Error {
 const problemOfError: Record<string, ProblemCode> = {
   rate_limited: 'rate_limited',
   unauthorized: 'access_token_wrong',
+  // Each check makes up its own code and token id, so nobody else can have taken them.
+  otc_not_found: 'instances_apart',
+  no_watcher: 'instances_apart',
   relay_capacity: 'full',
   relay_overloaded: 'full',
   too_many_connections: 'full',

@@ -10,11 +10,9 @@ export interface Step {
   ms: number;
   /** What was found, in a line. */
   found: string;
-  /** What is wrong, for programs; with `means` and `change` where the status is not `ok`. */
+  /** What is wrong, for programs, what that means, and what to change: where the status is not `ok`. */
   problem?: ProblemCode;
-  /** What that means, in plain words. */
   means?: string;
-  /** What to change. */
   change?: string;
   /** What was measured or seen, for programs. */
   facts?: Record<string, unknown>;
@@ -112,7 +110,10 @@ export async function checkWire(url: string, reporter: Reporter): Promise<boolea
     ['large', () => largeFrame(pair)],
     ['disconnect', () => disconnect(pair)],
     ['verdict', () => verdict(url)],
-    ['bootstrap', () => bootstrap(url)],
+    [
+      'bootstrap',
+      async () => (await meetByToken(url), { found: 'watched, announced, acknowledged' }),
+    ],
     ['instances', () => morePairings(url)],
   ]);
   if (!ok) void finish(pair);
@@ -186,11 +187,7 @@ interface Pair {
 }
 
 async function join(url: string, { code, met }: Waiting<Channel>): Promise<Pair> {
-  const controller = await explained(connect(url, code, { timeoutMs }), (error) =>
-    error.code === 'otc_not_found'
-      ? new Problem('instances_apart', 'the code was unknown a moment after it was taken')
-      : undefined,
-  );
+  const controller = await connect(url, code, { timeoutMs });
   return { target: await met, controller };
 }
 
@@ -241,15 +238,6 @@ async function verdict(url: string): Promise<Finding> {
   await endOf(controller);
   await leaving;
   return { found: 'heard, and then the goodbye' };
-}
-
-async function bootstrap(url: string): Promise<Finding> {
-  await explained(meetByToken(url), ({ code }) =>
-    code === 'no_watcher'
-      ? new Problem('instances_apart', 'the token was unknown a moment after its watch began')
-      : undefined,
-  );
-  return { found: 'watched, announced, acknowledged' };
 }
 
 /** Pairs until there were as many pairings as a check has: one for the first steps, and one for the verdict. */
