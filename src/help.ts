@@ -35,9 +35,11 @@ ${row('-v, --version', 'Print the version.')}
 
 Options of check:
 ${row('--wait <s>', 'Wait up to so many seconds for a relay that is still coming up.')}
-${row('--idle <s>', 'Leave a connection quiet for so many seconds, to find a proxy that cuts it. Default 35; 0 for not at all.')}
+${row('--idle <s>', 'Leave a connection quiet for so many seconds, to find a proxy that cuts it. Default 35, and with --every 0, which is not at all.')}
 ${row('--token <token>', 'The access token of a private relay. It may also be ?token= in the URL, or AMESH_ACCESS_TOKEN, which no list of processes shows.')}
 ${row('--json', 'Print JSON, for machines.')}
+${row('--every <s>', 'Check again every so many seconds (15 to 3600), a line each, until SIGINT or SIGTERM; then say how it went: 0 if no run failed, 1 if one did.')}
+${row('--metrics-port <port>', 'With --every: port for Prometheus (/metrics) of the check itself, at METRICS_HOST, or else HOST. Off by default.')}
 
 Environment (files such as .env are not read):
 ${environment.join('\n')}

@@ -1,7 +1,8 @@
 /** `amesh-relay check`: pairs with itself through whatever stands in between, and says step by step what it finds. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs, stripVTControlCharacters, styleText } from 'node:util';
-import { ConfigError } from '../config.ts';
+import { ConfigError, readEnvironment } from '../config.ts';
+import { checkEvery, MIN_EVERY_SECONDS, type Report } from './every.ts';
 import { Probe } from './probe.ts';
 import {
   checkIdle,
@@ -31,34 +32,49 @@ export async function check(args: string[]): Promise<number> {
       wait: { type: 'string' },
       idle: { type: 'string' },
       token: { type: 'string' },
+      every: { type: 'string' },
+      'metrics-port': { type: 'string' },
     },
   });
   if (positionals.length > 1) throw usage(`got ${positionals.length} URLs, expected one`);
   const url = readUrl(positionals[0] ?? DEFAULT_URL);
   const wait = readSeconds('--wait', values.wait, 1, MAX_WAIT_SECONDS) ?? 0;
-  const idle = readSeconds('--idle', values.idle, 0, MAX_IDLE_SECONDS) ?? IDLE_SECONDS;
+  const every = readSeconds('--every', values.every, MIN_EVERY_SECONDS, MAX_WAIT_SECONDS);
+  // A probe measures, so unless told otherwise it does not wait.
+  const normalIdle = every === undefined ? IDLE_SECONDS : 0;
+  const idle = readSeconds('--idle', values.idle, 0, MAX_IDLE_SECONDS) ?? normalIdle;
+  if (every !== undefined && idle >= every) {
+    throw usage(`--idle: got ${idle}, expected less than the ${every} seconds of --every`);
+  }
+  const metrics = readMetricsPort(values['metrics-port'], every !== undefined);
   const token =
     values.token || url.searchParams.get('token') || process.env['AMESH_ACCESS_TOKEN'] || '';
   if (token) url.searchParams.set('token', token);
 
   const printable = createPrintable(token);
   const shownUrl = printable(url.href);
-  const screen = values.json ? undefined : new Screen(shownUrl, process.stdout);
-  const steps: Step[] = [];
-  const reporter: Reporter = {
-    begin: (name) => screen?.begin(name),
-    progress: (name, text) => screen?.progress(name, text),
-    end: (step) => {
-      const shown = printable(step);
-      steps.push(shown);
-      screen?.end(shown);
-    },
+  const look = async (told?: Reporter): Promise<Report> => {
+    const steps: Step[] = [];
+    const reporter: Reporter = {
+      begin: (name) => told?.begin(name),
+      progress: (name, text) => told?.progress?.(name, text),
+      end: (step) => {
+        const shown = printable(step);
+        steps.push(shown);
+        told?.end(shown);
+      },
+    };
+    const ok =
+      (await takeAll(reporter, new Probe(url).steps())) &&
+      (await checkWire(url.href, reporter)) &&
+      (idle === 0 || (await checkIdle(url.href, idle, reporter)));
+    return { ok, steps };
   };
+  const screen = values.json || every ? undefined : new Screen(shownUrl, process.stdout);
   if (wait > 0) await untilUp(url, wait, screen);
-  const ok =
-    (await takeAll(reporter, new Probe(url).steps())) &&
-    (await checkWire(url.href, reporter)) &&
-    (idle === 0 || (await checkIdle(url.href, idle, reporter)));
+  if (every)
+    return checkEvery(every, { url: shownUrl, check: look }, { json: values.json, metrics });
+  const { ok, steps } = await look(screen);
   if (screen) screen.conclude(ok);
   else process.stdout.write(`${JSON.stringify({ url: shownUrl, ok, steps }, null, 2)}\n`);
   return ok ? 0 : 1;
@@ -102,6 +118,20 @@ function readSeconds(
 }
 
 const usage = (message: string): Error => new ConfigError(`check: ${message}`);
+
+/** Where a probe serves its metrics: at METRICS_HOST or else HOST, as the relay does. */
+function readMetricsPort(
+  text: string | undefined,
+  isProbe: boolean,
+): { host: string; port: number } | undefined {
+  if (text === undefined) return undefined;
+  if (!isProbe) throw usage('--metrics-port: got no --every; expected both, or neither');
+  const { HOST, METRICS_HOST } = process.env;
+  const metricsPort = { label: 'check: --metrics-port', text };
+  // Port 0 is no port that could be the same.
+  const config = readEnvironment({ HOST, METRICS_HOST, PORT: '0' }, { metricsPort });
+  return { host: config.metricsHost ?? config.host, port: config.metricsPort as number };
+}
 
 /** No text from a server fills the screen. */
 const MAX_TEXT = 500;

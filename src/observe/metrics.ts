@@ -190,12 +190,16 @@ export function createRegistry(sockets: Sockets): Registry {
   return registry;
 }
 
-export function serveMetrics(
-  sockets: Sockets,
-  hostname: string,
-  port: number,
-): { port: number; stop: () => Promise<void> } {
-  const registry = createRegistry(sockets);
+export const serveMetrics = (sockets: Sockets, hostname: string, port: number): MetricsServer =>
+  serveRegistry(createRegistry(sockets), hostname, port);
+
+export interface MetricsServer {
+  port: number;
+  stop: () => Promise<void>;
+}
+
+/** Serves metrics at `/metrics`. */
+export function serveRegistry(registry: Registry, hostname: string, port: number): MetricsServer {
   const server = Bun.serve({
     hostname,
     port,
