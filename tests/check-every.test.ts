@@ -158,10 +158,10 @@ describe('as a command', () => {
   test('with --json each line is an object; 1 if a run failed', async () => {
     const url = `ws://127.0.0.1:${freePort()}/ws`;
     const { lines, code } = await probe(url, ['--json', '--metrics-port', '0'], 'SIGTERM');
-    const [first, second] = lines.map((line) => JSON.parse(line) as Record<string, unknown>);
+    const [first, second] = lines.map((line) => JSON.parse(line) as Partial<Run> & object);
     expect(first).toMatchObject({ url, ok: false });
-    expect((first?.['steps'] as Step[]).at(-1)).toMatchObject({ status: 'failed' });
-    expect(second).toEqual({
+    expect(first?.steps?.at(-1)).toMatchObject({ status: 'failed' });
+    expect(second as object).toEqual({
       summary: expect.objectContaining({ runs: 1, failures: 1, medianMs: null }),
     });
     expect(code).toBe(1);

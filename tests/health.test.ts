@@ -42,7 +42,7 @@ describe('amesh-relay health', () => {
     target.onmessage = resolve;
     await acknowledged;
     relay.process.kill('SIGTERM');
-    while ((await fetch(relay.listening.health)).ok);
+    while ((await fetch(relay.listening.health)).ok) await Bun.sleep(5);
     const { code, err } = await run(['health'], { PORT: String(relay.port) });
     expect({ code, err }).toEqual({
       code: 1,
