@@ -1,4 +1,4 @@
-/** What the relay says to a peer when the answer is no: counted, and logged where the operator asked for it. */
+/** Refusals: each one is counted, logged if the operator asked for that, and sent to the peer. */
 import type { Config } from './config.ts';
 import type { Clock } from './connection.ts';
 import { ClientNames } from './observe/client-names.ts';
@@ -26,20 +26,20 @@ export class Answers {
     peer.send(frames.error(code));
   }
 
-  /** Refuses a `bootstrap_init`, in the one form that the deployed target understands. */
+  /** Refuses a `bootstrap_init`, in the only form that deployed targets understand. */
   reject(target: Peer, jti: string | undefined, reason: RejectReason): void {
     this.stats.refusals[reason] += 1;
     this.trace(target.client, 'rejected', { code: reason });
     target.send(frames.reject(jti, reason));
   }
 
-  /** Tells a watcher that nobody came, or that it did not answer in time. */
+  /** Tells a watcher that its watch has expired. */
   watchExpired(watcher: Peer, jti: string): void {
     this.stats.refusals.watch_expired += 1;
     watcher.send(frames.watchExpired(jti));
   }
 
-  /** Runs a step for a peer. A fault of ours ends that one peer's socket and nothing else. */
+  /** Runs a step for a peer. An error in the relay's code closes that peer's socket and nothing else. */
   guard(peer: Peer, step: () => void): void {
     try {
       step();
@@ -48,7 +48,7 @@ export class Answers {
     }
   }
 
-  /** The error's message might quote a frame, so only its name and place are logged. */
+  /** Logs an internal error and closes the peer. The message might quote a frame, so only name and stack are logged. */
   failed(peer: Peer | undefined, error: unknown): void {
     const { name, stack = '' } = error instanceof Error ? error : new Error('not an Error');
     const where = stack.split('\n').filter((line) => line.trimStart().startsWith('at '));
@@ -59,7 +59,7 @@ export class Answers {
     peer?.close('internal_error');
   }
 
-  /** Logs what one client does: at level debug, or at info with its name where the operator asked to see clients. */
+  /** Logs what a client does: at level debug, or at info with its name if AMESH_LOG_CLIENTS is set. */
   trace(client: string, event: string, fields: { code?: string; token?: string } = {}): void {
     const name = this.#names.of(client);
     if (name === undefined) this.log.debug(event, fields);

@@ -1,4 +1,4 @@
-/** The command line and the environment, read together. */
+/** Reads the settings from the command line and the environment. */
 import { type Config, type Flags, readEnvironment } from './config.ts';
 
 /**
@@ -19,7 +19,7 @@ export async function readFlags(args: string[]): Promise<Flags> {
 }
 
 /**
- * Reads the flags, and for everything else the environment.
+ * Reads the flags, and the environment for all other settings.
  * @throws {ConfigError} For a value that is not accepted.
  * @throws {TypeError} From `parseArgs`, for an argument that is none of the flags.
  */

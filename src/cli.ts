@@ -9,16 +9,16 @@ import { RelayServer } from './server.ts';
 
 const FAILURE = 1;
 const USAGE_ERROR = 2;
-/** What a shell reports of a program that a closed pipe has ended: 128 + SIGPIPE. */
+/** The exit code that shells report for a program that was ended by a closed pipe: 128 + SIGPIPE. */
 const CLOSED_PIPE = 141;
 
 /**
- * A subcommand. It takes the arguments after its name and resolves to the exit code. If it throws a `ConfigError`, or
- * an error of `parseArgs`, that is reported as wrong usage.
+ * A subcommand. It takes the arguments after its name and resolves to the exit code. A `ConfigError` or an error of
+ * `parseArgs` that it throws is reported as wrong usage.
  */
 export type Command = (args: string[]) => Promise<number>;
 
-/** The subcommands. Each is loaded only if it is the one that runs. */
+/** The subcommands. Only the one that runs is loaded. */
 const commands: Record<string, () => Promise<Command>> = {
   health: async () => (await import('./check/health.ts')).health,
   check: async () => (await import('./check/check.ts')).check,
@@ -35,7 +35,7 @@ async function serve(args: string[]): Promise<void> {
   const relay = new RelayServer(config, { log });
   let isListening = false;
   let drain = true;
-  // Before the start, since process 1 of a container does not end on a signal that it does not handle.
+  // Set before the start, since process 1 of a container ignores signals that it does not handle.
   onSignals(() => {
     if (!isListening) process.exit(0);
     relay.stop({ drain }).then(
@@ -47,30 +47,30 @@ async function serve(args: string[]): Promise<void> {
   const address = await relay.start();
   isListening = true;
   await announce(log, config, address, relay.metricsPort, args);
-  if (isTerminal()) tellPairings(log, relay.sockets.stats);
+  if (isTerminal()) logPairings(log, relay.sockets.stats);
   const unknown = unknownSettings(process.env);
   if (unknown.length > 0) log.warn('unknown AMESH_ variables, ignored', { names: unknown });
 }
 
-/** For people: a line when a pairing begins, and one when it ends. */
-function tellPairings(log: Log, stats: Stats): void {
+/** For people at a terminal: logs a line when a pairing begins and when it ends. */
+function logPairings(log: Log, stats: Stats): void {
   stats.onBegun.push((waitedMs) => {
     log.info('two devices have met', { after: `${(waitedMs / 1000).toFixed(1)} s` });
   });
   stats.onEnded.push((lastedMs, outcome) => {
-    log.info(`their pairing has ${ENDINGS[outcome]}`, {
+    log.info(`their pairing ${ENDINGS[outcome]}`, {
       after: `${(lastedMs / 1000).toFixed(1)} s`,
     });
   });
 }
 
 const ENDINGS = {
-  completed: 'been completed',
-  expired: 'run out of time',
-  abandoned: 'been broken off',
+  completed: 'is complete',
+  expired: 'ran out of time',
+  abandoned: 'ended early',
 } satisfies Record<Outcome, string>;
 
-/** Calls `stop` at each SIGTERM, SIGINT and SIGHUP; SIGUSR1 and SIGUSR2, which would end the process, do nothing. */
+/** Calls `stop` at each SIGTERM, SIGINT and SIGHUP. Ignores SIGUSR1 and SIGUSR2, which would end the process. */
 function onSignals(stop: () => void): void {
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, stop);
   for (const signal of ['SIGUSR1', 'SIGUSR2'] as const) process.on(signal, () => {});
@@ -79,7 +79,7 @@ function onSignals(stop: () => void): void {
   });
 }
 
-/** Whether SIGHUP was ignored when this process started, which is what nohup does. Only Linux tells. */
+/** Whether SIGHUP was ignored when this process started, which is what nohup does. Known only on Linux. */
 async function ignoresHangup(): Promise<boolean> {
   const status = await Bun.file('/proc/self/status')
     .text()
@@ -88,7 +88,7 @@ async function ignoresHangup(): Promise<boolean> {
   return (BigInt(`0x${mask}`) & 1n) === 1n;
 }
 
-/** Logs the settings: all of them for machines, and for people where the page is and what they changed. */
+/** Logs the settings: all of them for machines; for people only the page's URL and the settings that they changed. */
 async function announce(
   log: Log,
   config: Config,
@@ -114,7 +114,7 @@ async function main(args: string[]): Promise<void> {
   const asksVersion = args.includes('--version') || args.includes('-v');
   if (isServing && !asksHelp && !asksVersion) return serve(args);
 
-  // A reader that has seen enough (`amesh-relay check … | head -2`) is no failure to report.
+  // A reader that closes the pipe early (`amesh-relay check … | head -2`) is not a failure to report.
   process.stdout.on('error', () => process.exit(CLOSED_PIPE));
   if (asksHelp) {
     process.stdout.write((await import('./help.ts')).help);

@@ -1,8 +1,9 @@
 /**
  * Every setting of the relay, in one schema. Its types, defaults, ranges, error messages, `--help` and the tables in
- * docs/settings.md and the README all follow from it. Times are seconds in the environment, and milliseconds as options (`…Ms`).
+ * docs/settings.md and the README are all made from it. Times are seconds in the environment, and milliseconds as
+ * options (`…Ms`).
  */
-// The small build of zod: with the other one, the schema below would take half of the time that the relay needs to start.
+// The small build of zod. With the normal one, the schema below would take half of the relay's start time.
 import * as z from 'zod/mini';
 import { AccessToken, TOKEN_FORM } from './admission/access-token.ts';
 import {
@@ -15,21 +16,21 @@ import { ORIGIN_FORM, parseOrigin } from './admission/origins.ts';
 import { REDIS_URL_FORM, RedisUrl } from './cluster/redis-url.ts';
 import { LOG_LEVELS } from './observe/log.ts';
 
-/** What a setting's schema does not say by itself. */
+/** Facts about a setting that its schema does not contain. */
 interface About {
   /** One line for the help and the tables, with Markdown; links are written for the root of the repository. */
   help: string;
-  /** What is accepted, as it follows "expected" in an error message. */
+  /** What is accepted, for error messages: "expected …". */
   accepts: string;
   /** The same for an option, if it differs from the environment variable. */
   optionAccepts?: string;
-  /** The default as one would write it into the environment; empty if there is none. */
+  /** The default as written in the environment; empty if there is none. */
   shownDefault: string;
   /** The least and the most in the environment, for numbers. */
   range?: string;
-  /** Turns the text of the environment into an option's value, if that is not the text itself. */
+  /** Converts the text of the environment into the option's value. Default: the text itself. */
   fromText?: (text: string) => unknown;
-  /** Set if the value must not be repeated, not even in the answer to whoever set it. */
+  /** Set if the value must never be printed, not even in an error message to the user who set it. */
   isSecret?: true;
 }
 
@@ -39,10 +40,10 @@ const KIB = 1024;
 const MIB = 1024 * KIB;
 const GIB = 1024 * MIB;
 
-/** A number, or the text itself, which the schema then refuses. */
+/** A number; or the text itself if it is not one, which the schema then refuses. */
 const wholeNumber = (text: string): unknown => (/^\d{1,15}$/.test(text) ? Number(text) : text);
 
-/** A whole number in a range. As `z.int()` with two checks, thirty of these would take a millisecond of a start. */
+/** A whole number in a range. With `z.int()` and two checks, thirty of these would add a millisecond to the start. */
 const whole = (min: number, max: number) =>
   z.custom<number>(
     (value) => Number.isInteger(value) && Number(value) >= min && Number(value) <= max,
@@ -73,11 +74,11 @@ function seconds(normal: number, min: number, max: number, help: string) {
   });
 }
 
-/** A truth value, or the text itself, which the schema then refuses. */
+/** A boolean; or the text itself if it is not one, which the schema then refuses. */
 const fromFlag = (text: string): unknown =>
   /^(?:1|true|yes)$/i.test(text) ? true : /^(?:0|false|no)$/i.test(text) ? false : text;
 
-/** Reads a value with a function, which returns an object, or what is wrong as a text. */
+/** Converts a value with a function that returns an object, or an error message if the value is not accepted. */
 function readBy<In, Out extends object>(read: (value: In) => Out | string) {
   return z.transform((value: In, { issues }): Out => {
     const found = read(value);
@@ -96,7 +97,7 @@ function readOrigins(list: string[]): string[] | string {
   const origins = list.map((text) => (text === '*' ? text : parseOrigin(text)));
   const wrong = origins.indexOf(undefined);
   if (wrong === -1) return origins as string[];
-  return `${JSON.stringify(list[wrong])} is no origin; expected ${ORIGIN_FORM}`;
+  return `${JSON.stringify(list[wrong])} is not an origin; expected ${ORIGIN_FORM}`;
 }
 
 function file(help: string) {
@@ -105,10 +106,10 @@ function file(help: string) {
     .register(about, { help, accepts: 'the path of a file', shownDefault: '' });
 }
 
-/** The entries of a list with commas or blanks between them; as an option, a list is an array. */
+/** Splits a list with commas or blanks into an array, which is the form of a list as an option. */
 const entries = (text: string): string[] => text.split(/[\s,]+/).filter(Boolean);
 
-/** An address without a zone, which Bun does not take, or a name. Digits and dots that are no address are no name. */
+/** A name, or an address without a zone, which Bun does not accept. A name must not end in a number, like `10.1`. */
 const host = z.union([
   z.ipv4(),
   z.ipv6(),
@@ -252,7 +253,7 @@ const schema = z
       shownDefault: '',
     }),
   })
-  // Settings that depend on each other. A name in braces becomes that setting's name as the user knows it.
+  // Settings that depend on each other. A name in braces is replaced by that setting's name as the user wrote it.
   .check(
     z.superRefine((config, context) => {
       const refuse = (name: SettingName, says: string) =>
@@ -270,7 +271,7 @@ const schema = z
       if (config.trustedProxies && config.trustProxy.by === 'peer') {
         refuse(
           'trustedProxies',
-          'set, but {trustProxy} is not, so no header of theirs would count; expected both or neither',
+          'set, but {trustProxy} is not, so their headers would be ignored; expected both or neither',
         );
       }
       if (metricsPort === port && metricsHost === host && port !== 0) {
@@ -279,7 +280,7 @@ const schema = z
       if (config.maxFrameBytes > config.maxBacklogBytes) {
         refuse(
           'maxFrameBytes',
-          `${config.maxFrameBytes} is more than {maxBacklogBytes} (${config.maxBacklogBytes}), so such a frame could reach nobody; raise the latter, or lower this one`,
+          `${config.maxFrameBytes} is more than {maxBacklogBytes} (${config.maxBacklogBytes}), so such a frame could never be delivered; raise the second, or lower the first`,
         );
       }
     }),
@@ -290,16 +291,16 @@ export type SettingName = keyof typeof schema.shape;
 /** What {@link createRelayServer} takes. docs/settings.md says what each option is, and its default. */
 export type RelayOptions = z.input<typeof schema>;
 
-/** Every setting with the value in force. */
+/** The value of every setting. */
 export type Config = Readonly<z.output<typeof schema>>;
 
-/** What is told of a setting, in the help, the tables and the errors. */
+/** What the help, the tables and the error messages say about a setting. */
 export interface Setting extends About {
   /** Its environment variable. */
   env: string;
 }
 
-/** These environment variables have the names that other programs give them; all others begin with `AMESH_`. */
+/** Settings whose environment variables have common names. All other variables begin with `AMESH_`. */
 const COMMON_NAMES = new Set(
   'port host tlsCertFile tlsKeyFile redisUrl redisUrlFile logLevel metricsPort metricsHost'.split(
     ' ',
@@ -314,7 +315,7 @@ function environmentName(option: string): string {
 
 const names = Object.keys(schema.shape) as SettingName[];
 
-/** What is told of each setting, by the name of its option. */
+/** What is said about each setting, by the name of its option. */
 export const settings = Object.fromEntries(
   names.map((name) => [
     name,
@@ -322,7 +323,7 @@ export const settings = Object.fromEntries(
   ]),
 ) as Record<SettingName, Setting>;
 
-/** A value that a setting does not accept. The message names the setting, what came and what is accepted. */
+/** A value that a setting does not accept. The message names the setting, the value and what is accepted. */
 export class ConfigError extends Error {
   override name = 'ConfigError';
   /** For programs that tell errors apart. */
@@ -349,14 +350,14 @@ export function readOptions(options: RelayOptions): Config {
 }
 
 /**
- * Reads the environment; flags come first. An empty value counts as none.
+ * Reads the flags and the environment; flags win. An empty value counts as not set.
  * @throws {ConfigError} For a value that is not accepted.
  */
 export function readEnvironment(
   environment: Record<string, string | undefined>,
   flags: Flags = {},
 ): Config {
-  const given = (name: SettingName) => givenTo(name, environment, flags);
+  const given = (name: SettingName) => givenValue(name, environment, flags);
   const options = names.flatMap((name) => {
     const { text } = given(name);
     const { fromText } = settings[name];
@@ -365,14 +366,14 @@ export function readEnvironment(
   return check(Object.fromEntries(options) as RelayOptions, given);
 }
 
-/** The settings that are not at their default, as the user wrote them: `{ '--port': '80' }`. Without secrets. */
+/** The settings that differ from their defaults, as the user wrote them: `{ '--port': '80' }`. Secrets are hidden. */
 export function changedSettings(
   environment: Record<string, string | undefined>,
   flags: Flags = {},
 ): Record<string, string> {
   const changed: Record<string, string> = {};
   for (const name of names) {
-    const { label, text } = givenTo(name, environment, flags);
+    const { label, text } = givenValue(name, environment, flags);
     const { shownDefault, isSecret } = settings[name];
     if (text === undefined || text === shownDefault) continue;
     const withoutSecret = name === 'redisUrl' ? String(RedisUrl.parse(text)) : '(secret)';
@@ -381,7 +382,7 @@ export function changedSettings(
   return changed;
 }
 
-/** Variables that look like settings of the relay and are none: most likely misspelt. */
+/** Environment variables that look like settings of the relay but are not: most likely misspelt. */
 export function unknownSettings(environment: Record<string, string | undefined>): string[] {
   // The first two belong to the amesh command line.
   const known = ['AMESH_RELAY_URL', 'AMESH_BOOTSTRAP_TOKEN'];
@@ -391,13 +392,13 @@ export function unknownSettings(environment: Record<string, string | undefined>)
   );
 }
 
-/** The host as another program on this machine can reach it, ready for a URL. `::` serves IPv4 too, even without IPv6. */
+/** The host for a URL with which a program on this machine reaches the relay. `::` accepts IPv4 even without IPv6. */
 export function connectable(host: string): string {
   if (host === '0.0.0.0' || host === '::') return '127.0.0.1';
   return host.includes(':') ? `[${host}]` : host;
 }
 
-function givenTo(
+function givenValue(
   name: SettingName,
   environment: Record<string, string | undefined>,
   flags: Flags,
@@ -417,7 +418,7 @@ function check(options: RelayOptions, given: (name: SettingName) => Given): Conf
   }
   const name = issue.path[0] as SettingName;
   const { label, text } = given(name);
-  // A message of our own says more than what is accepted.
+  // A check of this file may have its own message.
   const says = issue.code === 'custom' ? (issue.params?.says as string | undefined) : undefined;
   if (says !== undefined) {
     const named = says.replaceAll(/\{(\w+)\}/g, (braced, other: string) =>

@@ -1,8 +1,8 @@
-/** One WebSocket of this instance, as everything behind Bun's handlers sees it. */
+/** One WebSocket of this instance. It hides Bun's socket from the rest of the relay. */
 import type { Peer, Session, Watch } from './peer.ts';
 import { closes, type CloseReason } from './wire/codes.ts';
 
-/** What the relay uses of Bun's socket. */
+/** The part of Bun's socket that the relay uses. */
 export interface Socket {
   sendText(frame: string): number;
   publishText(topic: string, frame: string): number;
@@ -13,32 +13,32 @@ export interface Socket {
   getBufferedAmount(): number;
 }
 
-/** A socket's way to the instance that owns its session, or the watch that it announced itself to. */
+/** Connects a socket to the instance that owns its session, or the watch that it announced itself to. */
 export interface Tunnel {
-  /** Passes a data frame on, which came as so many bytes. */
+  /** Forwards a data frame, whose length as received is `bytes`. */
   forward(frame: string, bytes: number): void;
-  /** Says that this side is through. Resolves when the session has ended. */
+  /** Forwards `done`. Resolves when the session has ended. */
   done(): Promise<undefined>;
-  /** Ends the session for both sides, with the close code that says why. */
+  /** Ends the session and closes both sides with the close code of the reason. */
   abort(why: 'session_data_limit'): void;
 }
 
-/** Bun carries it as `ws.data`. */
+/** A socket of this instance. Bun stores it as `ws.data`. */
 export class Connection implements Peer {
   ws!: Socket;
   session: Session | undefined = undefined;
   watches: Set<Watch> | undefined = undefined;
   announced: Set<Watch> | undefined = undefined;
-  /** To the owner of its session, where that is another instance. */
+  /** The tunnel to the owner of its session, if that is another instance. */
   tunnel: Tunnel | undefined = undefined;
-  /** Every way to another instance, those of announcements included; absent until the first. */
+  /** All its tunnels, those of announcements included; undefined until the first. */
   tunnels: Set<Tunnel> | undefined = undefined;
-  /** Frames that wait while Redis is asked; `undefined` among them stands for the close. */
+  /** Frames that wait for an answer of Redis. An `undefined` in the queue means that the socket has closed. */
   queue: (string | Buffer | undefined)[] | undefined = undefined;
   queuedBytes = 0;
-  /** The relay has closed it. */
+  /** Whether the relay has closed it. */
   isClosed = false;
-  /** It is closed. Bun has ended its subscriptions, and frames of it may still wait in the queue. */
+  /** Whether its close has completed. Bun has ended its subscriptions; its frames may still be in the queue. */
   isGone = false;
   malformed = 0;
   frames = 0;
@@ -46,8 +46,8 @@ export class Connection implements Peer {
   idleSince = 0;
 
   /**
-   * @param onBacklog Told of each frame that waits, because the client does not read fast enough.
-   * @param server The one that it came in by: a relay that renewed its certificate has several.
+   * @param onBacklog Called for each frame that could not be sent at once, because the client reads too slowly.
+   * @param server The listener that accepted it: a relay that renewed its certificate has several.
    */
   constructor(
     readonly client: string,

@@ -1,15 +1,15 @@
-/** `amesh-relay --help`, and what else helps somebody who typed something wrong. */
+/** The text of `amesh-relay --help`, and suggestions for mistyped words. */
 import { version } from '../package.json' with { type: 'json' };
 import { settings } from './config.ts';
 
-/** No line is wider, in columns. */
+/** The width of the help text, in columns. */
 const WIDTH = 100;
 const NAME_WIDTH = 34;
 
 const withoutMarkdown = (text: string): string =>
   text.replaceAll('`', '').replaceAll(/\[(.*?)\]\(.*?\)/g, '$1');
 
-/** A name, and what it means beside it, in as many lines as that takes. */
+/** A row of the help text: a name, and beside it its meaning in one or more lines. */
 function row(name: string, meaning: string): string {
   const lines = Bun.wrapAnsi(meaning, WIDTH - NAME_WIDTH - 2).split('\n');
   return lines.map((line, i) => `  ${(i ? '' : name).padEnd(NAME_WIDTH)}${line}`).join('\n');
@@ -24,8 +24,8 @@ export const help = `amesh-relay ${version}: brings two amesh devices together b
 
 Usage:
 ${row('amesh-relay [options]', 'Run the relay.')}
-${row('amesh-relay health [options]', 'Ask the relay on this machine how it is: silent and 0 if it is well, one line and 1 if not.')}
-${row('amesh-relay check [URL] [options]', 'Pair with oneself through a relay and whatever stands in front of it, step by step: 0 if a device gets through, 1 if not. URL: ws://127.0.0.1:3001/ws by default.')}
+${row('amesh-relay health [options]', 'Check the relay on this machine: no output and exit code 0 if it is well, one line and 1 if not.')}
+${row('amesh-relay check [URL] [options]', 'Test a relay and all proxies in front of it step by step, with a pairing of its own: exit code 0 if a device gets through, 1 if not. URL: ws://127.0.0.1:3001/ws by default.')}
 
 Options of the relay and of health; they come before the environment:
 ${row('-p, --port <port>', `${settings.port.help} Default ${settings.port.shownDefault}.`)}
@@ -34,11 +34,11 @@ ${row('-h, --help', 'Print this.')}
 ${row('-v, --version', 'Print the version.')}
 
 Options of check:
-${row('--wait <s>', 'Wait up to so many seconds for a relay that is still coming up.')}
-${row('--idle <s>', 'Leave a connection quiet for so many seconds, to find a proxy that cuts it. Default 35, and with --every 0, which is not at all.')}
-${row('--token <token>', 'The access token of a private relay. It may also be ?token= in the URL, or AMESH_ACCESS_TOKEN, which no list of processes shows.')}
+${row('--wait <s>', 'Wait up to this many seconds for a relay that is starting.')}
+${row('--idle <s>', 'Keep a connection silent for this many seconds, to find a proxy that closes it. Default 35; with --every 0, which skips this.')}
+${row('--token <token>', 'The access token of a private relay. It may also be ?token= in the URL, or AMESH_ACCESS_TOKEN, which lists of processes do not show.')}
 ${row('--json', 'Print JSON, for machines.')}
-${row('--every <s>', 'Check again every so many seconds (15 to 3600), a line each, until SIGINT or SIGTERM; then say how it went: 0 if no run failed, 1 if one did.')}
+${row('--every <s>', 'Check again every <s> seconds (15 to 3600), with one line for each run, until SIGINT or SIGTERM. Then print a summary: exit code 0 if no run failed, 1 if one did.')}
 ${row('--metrics-port <port>', 'With --every: port for Prometheus (/metrics) of the check itself, at METRICS_HOST, or else HOST. Off by default.')}
 
 Environment (files such as .env are not read):
@@ -53,7 +53,7 @@ stops it at once. SIGUSR1 and SIGUSR2 do nothing.
 Exit codes: 0 stopped, 1 could not start, 2 wrong usage.
 `;
 
-/** The word that a mistyped one most likely means: it differs from it by at most two letters. */
+/** The word that is nearest to a mistyped one, if it differs by at most two letters; otherwise undefined. */
 export function nearest(typed: string, words: string[]): string | undefined {
   const [best] = words
     .map((word) => ({ word, distance: editDistance(typed.slice(0, 100), word) }))
@@ -61,7 +61,7 @@ export function nearest(typed: string, words: string[]): string | undefined {
   return best && best.distance <= 2 ? best.word : undefined;
 }
 
-/** How many letters must be added, removed, replaced or swapped with their neighbour to make one word of the other. */
+/** The number of letters to add, remove, replace or swap with a neighbour to turn one word into the other. */
 function editDistance(a: string, b: string): number {
   const rows: number[][] = [Array.from({ length: b.length + 1 }, (_, j) => j)];
   const at = (i: number, j: number): number => rows[i]?.[j] ?? Infinity;

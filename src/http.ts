@@ -1,4 +1,4 @@
-/** Everything that the relay answers over plain HTTP. Requests that become a WebSocket never come here. */
+/** The relay's answers over plain HTTP. Requests that become a WebSocket do not reach this file. */
 import { zValidator } from '@hono/zod-validator';
 import { type Context, Hono } from 'hono';
 import { cors } from 'hono/cors';
@@ -8,7 +8,7 @@ import { name, version } from '../package.json' with { type: 'json' };
 import type { CallerResolver } from './admission/client-address.ts';
 import { HOST, isSecure, type Refused, shownHost } from './admission/origins.ts';
 
-/** What `GET /health` says. */
+/** The answer to `GET /health`. */
 export interface Health {
   status: 'ok' | 'draining' | 'unavailable';
   /** The sessions that the relay holds, waiting or paired. */
@@ -19,7 +19,7 @@ export interface AppOptions {
   health: () => Health;
   /** Whether `GET /` answers. */
   page: boolean;
-  /** Tells who sent a request, and whether the proxy that it came through is trusted. */
+  /** Finds the client of a request, and whether the proxy that sent it is trusted. */
   callers: CallerResolver;
   /** Whether the relay itself speaks TLS. */
   isTls: boolean;
@@ -27,12 +27,12 @@ export interface AppOptions {
   isPrivate: boolean;
 }
 
-/** What Bun passes to `fetch` beside the request. */
+/** What Bun passes to `fetch` besides the request. */
 type Environment = {
   Bindings: { requestIP?: (request: Request) => { address: string } | null };
 };
 
-/** In characters. The longest path with an answer is `/health`. */
+/** The longest path that is accepted, in characters. The longest route is `/health`. */
 const MAX_PATH = 256;
 /** How much of an `Accept` header is read, in characters. Browsers name `text/html` first. */
 const MAX_ACCEPT = 256;
@@ -41,7 +41,7 @@ const MAX_ACCEPT = 256;
  * The path of a request, as the routes below know it. Several slashes in a row count as one, since a proxy that serves
  * the relay under a prefix often sends `//ws`.
  *
- * @param request Its `url` is only a path if the request has no `Host` header, or none that is valid.
+ * @param request Without a valid `Host` header, its `url` is only a path.
  */
 export function pathOf({ url }: { url: string }): string {
   const start = url.startsWith('/') ? 0 : url.indexOf('/', url.indexOf('://') + 3);
@@ -49,12 +49,12 @@ export function pathOf({ url }: { url: string }): string {
   const target = url.slice(start);
   const end = target.search(/[?#]/);
   const path = end === -1 ? target : target.slice(0, end);
-  // Long enough to be told that it is too long.
+  // One character more than allowed, so that the app answers that the path is too long.
   if (path.length > MAX_PATH) return path.slice(0, MAX_PATH + 1);
   return path.includes('//') ? path.replaceAll(/\/{2,}/g, '/') : path;
 }
 
-/** A list of subprotocols, each a token: RFC 6455, section 11.3.4. Bun would answer with the first, whatever it is. */
+/** A list of subprotocols, each a token: RFC 6455, section 11.3.4. Bun would accept the first one unchecked. */
 export const SUBPROTOCOLS = /^[!#$%&'*+.^_`|~\w-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~\w-]+)*$/;
 
 /** What a request needs to become a WebSocket: RFC 6455, section 4.2.1. */
@@ -70,7 +70,7 @@ const upgradeHeaders = z.object({
   ),
 });
 
-/** JSON with a line break at its end, for those who read it in a terminal. */
+/** JSON with a line break at its end, which is easier to read in a terminal. */
 const json = (c: Context, value: object, status: 200 | 400 | 404 | 405 | 414 | 500 | 503 = 200) =>
   c.body(`${JSON.stringify(value)}\n`, status, { 'content-type': 'application/json' });
 
@@ -93,7 +93,7 @@ export function refusal({ error, message }: Refused): Response {
   return new Response(`${JSON.stringify({ error, message })}\n`, { status, headers });
 }
 
-/** RFC 6750, section 3. Basic is taken too, and not named: browsers would ask their user for a password. */
+/** RFC 6750, section 3. Basic works too but is not named: browsers would ask their user for a password. */
 const BEARER = 'Bearer realm="amesh relay"';
 
 /** The path under which a trusted proxy serves the relay, as `X-Forwarded-Prefix` says; empty if there is none. */
@@ -104,13 +104,13 @@ function prefixOf(headers: Headers, trusts: () => boolean): string {
 
 /** The relay's routes. `app.fetch` takes a request and Bun's server. */
 export function createApp({ health, page, callers, isTls, isPrivate }: AppOptions) {
-  // Hono's usual router is compiled at the first request, which would then wait a millisecond.
+  // Hono's default router compiles at the first request, which would take a millisecond longer.
   const app = new Hono<Environment>({ getPath: pathOf, router: new TrieRouter() });
 
   app.use(async (c, next) => {
     if (c.req.path.length > MAX_PATH) return json(c, { error: 'path_too_long' }, 414);
     await next();
-    // Hono drops the body of an answer to HEAD, and Bun would then say that its length is 0.
+    // Hono drops the body of an answer to HEAD, so Bun would set its length to 0.
     if (c.req.method === 'HEAD') {
       c.header('content-length', String((await c.res.clone().bytes()).length));
     }
@@ -173,7 +173,7 @@ export function createApp({ health, page, callers, isTls, isPrivate }: AppOption
       const message = 'This is a WebSocket endpoint.';
       return json(c, { error: 'upgrade_required', message, missing }, 400);
     }),
-    // The headers are right, and yet Bun did not make a WebSocket of it. It does not say why.
+    // The headers are right, but Bun refused the upgrade. It gives no reason.
     (c) => json(c, { error: 'upgrade_failed', message: 'The WebSocket handshake failed.' }, 400),
   );
 

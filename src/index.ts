@@ -25,15 +25,15 @@ export {
 } from './relay.ts';
 
 export interface RelayOptions extends Settings {
-  /** Takes what the relay logs. Default: stdout, if `logLevel` is set; otherwise nobody. */
+  /** Receives the relay's log. Default: stdout if `logLevel` is set; otherwise nothing is logged. */
   log?: LogFunction;
 }
 
 /**
- * Creates a relay; {@link Relay.start} makes it listen. Relays share nothing, so one process may hold several. The
- * environment is not read; only the command does that.
+ * Creates a relay; {@link Relay.start} makes it listen. Relays share nothing, so one process may run several. Unlike
+ * the command, this function does not read the environment.
  *
- * @param options What is left out has the default that docs/settings.md gives, except that nothing is logged without
+ * @param options Missing options have the defaults of docs/settings.md, except that nothing is logged without
  *   `logLevel` or `log`. Times are milliseconds (`…Ms`).
  * @throws {ConfigError} For a value that is not accepted, or an option that does not exist.
  */
@@ -43,11 +43,11 @@ export async function createRelayServer({ log, ...settings }: RelayOptions = {})
   }
   const logLevel = settings.logLevel ?? (log ? 'info' : 'silent');
   const config = readOptions({ ...settings, logLevel });
-  return new RelayServer(config, { log: createLog(logLevel, log && harmless(log)) });
+  return new RelayServer(config, { log: createLog(logLevel, log && ignoringErrors(log)) });
 }
 
-/** A log function that throws, or rejects, must not end a relay that is well. */
-function harmless(log: LogFunction): LogFunction {
+/** Ignores errors of a log function, since they must not end the relay. */
+function ignoringErrors(log: LogFunction): LogFunction {
   return (level, message, fields) => {
     void Promise.try(log, level, message, fields).catch(() => {});
   };

@@ -1,61 +1,61 @@
 /**
- * A client as the rules see it, and the two things that it can hold: a session and a watch. Data only: the rules for
- * them are in `pairing/pairing.ts` and `bootstrap/bootstrap.ts`.
+ * The types of a client, a session and a watch. Data only: the rules are in `pairing/pairing.ts` and
+ * `bootstrap/bootstrap.ts`.
  */
 import type { CloseReason } from './wire/codes.ts';
 
-/** One client: a socket of this instance, or a socket of another instance that has business here. */
+/** One client: a socket of this instance, or a socket of another instance that uses a session or watch of this one. */
 export interface Peer {
-  /** Whom limits count it for: an IPv4 address, or the /64 of an IPv6 address. */
+  /** The key that limits count it by: an IPv4 address, or the /64 of an IPv6 address. */
   readonly client: string;
   /** Whether it is a socket of this instance, so that Bun's topics reach it. */
   readonly isLocal: boolean;
   session: Session | undefined;
-  /** What it watches; absent until the first. */
+  /** The watches that it holds; undefined until the first. */
   watches: Set<Watch> | undefined;
-  /** Watches that it announced itself to and that owe it an answer; absent until the first. */
+  /** Watches that it announced itself to and that have not answered; undefined until the first. */
   announced: Set<Watch> | undefined;
   /** Whether it holds a session, a watch or an unanswered announcement. */
   readonly isBusy: boolean;
-  /** When it last began to hold nothing. */
+  /** When it last became idle. */
   idleSince: number;
-  /** Sends a frame. Closes the peer, and returns false, where it does not read. */
+  /** Sends a frame. If the peer does not read, closes it and returns false. */
   send(frame: string): boolean;
-  /** Sends a frame. Returns false where the peer does not read. */
+  /** Sends a frame. Returns false if the peer does not read. */
   trySend(frame: string): boolean;
-  /** Sends a frame to the one other peer on a topic. Returns false where that one does not read. */
+  /** Sends a frame to `to`, the only other peer on the topic. Returns false if that peer does not read. */
   publish(topic: string, frame: string, to: Peer): boolean;
-  /** A frame to it could not be sent at once, and waits. */
+  /** Notes that a frame to this peer could not be sent at once and waits. */
   noteBacklog(frame: string): void;
   subscribe(topic: string): void;
   unsubscribe(topic: string): void;
   close(reason: CloseReason): void;
 }
 
-/** A code that a target waits on, and the controller that came, once it came. */
+/** A code that a target waits on, and the controller once it has joined. */
 export interface Session {
   readonly otc: string;
   readonly target: Peer;
   controller: Peer | undefined;
   readonly openedAt: number;
-  /** When the controller came; `openedAt` before that. */
+  /** When the controller joined; `openedAt` before that. */
   pairedAt: number;
   /** When the last frame was forwarded; `pairedAt` before that. */
   activeAt: number;
-  /** The second in which the sweeper looks at it next, once it is paired. */
+  /** For a paired session: the second in which the sweeper looks at it next. */
   dueSecond: number;
   /** Bytes forwarded, both directions together. */
   bytes: number;
   /** Frames forwarded, both directions together. */
   frames: number;
-  /** Whether a frame went each way. */
+  /** Whether the target, and the controller, has sent a frame. */
   targetSent: boolean;
   controllerSent: boolean;
   /** Called once when the session has ended. */
   onEnd: (() => void) | undefined;
 }
 
-/** A token id that a controller watches, and the target that announced itself with it, once it did. */
+/** A token id that a controller watches, and the target once it has announced itself. */
 export interface Watch {
   readonly jti: string;
   readonly watcher: Peer;

@@ -1,21 +1,21 @@
 /**
- * What a relay is to a program that starts one. Apart from the server, so that its types need none of Bun's: not
- * everyone who type-checks against the package has those.
+ * The library's types for a program that starts a relay. They are separate from the server so that they do not use
+ * Bun's types, which a program that type-checks against this package may not have.
  */
 
 /** Where a relay listens. */
 export interface RelayAddress {
   /** The host as configured. */
   host: string;
-  /** The port in use, also where 0 was asked for. */
+  /** The port in use, also if port 0 was configured. */
   port: number;
-  /** The WebSocket URL, to be given to `amesh listen --relay`. */
+  /** The WebSocket URL, for `amesh listen --relay`. */
   url: string;
 }
 
 export interface StopOptions {
   /**
-   * Let pairings under way finish first: `true` waits for as long as `drainMs` says, a number for at most that many
+   * Whether pairings under way may finish first: `true` waits for at most `drainMs`, a number for at most that many
    * milliseconds. Default: close everything at once.
    */
   drain?: boolean | number;
@@ -25,26 +25,26 @@ export interface Relay {
   /**
    * Starts to listen.
    * @throws {RelayStateError} When it was started or stopped before.
-   * @throws {ListenError} When the address cannot be had.
+   * @throws {ListenError} When the relay cannot listen on the address.
    * @throws {TlsError} When `tlsCertFile` or `tlsKeyFile` cannot be used.
    * @throws {TokensError} When `accessTokensFile` cannot be used.
-   * @throws {RedisError} When `redisUrlFile` cannot be used, or Redis does not answer as it must within 5 s.
+   * @throws {RedisError} When `redisUrlFile` cannot be used, or Redis does not answer correctly within 5 s.
    */
   start(): Promise<RelayAddress>;
   /**
-   * Refuses newcomers, lets pairings finish where asked to, closes every socket with 1001 and frees the port.
+   * Refuses new sockets, lets pairings finish if `drain` is set, closes every socket with 1001 and frees the port.
    * Can be called again: a second call without `drain` ends a drain that is under way.
    */
   stop(options?: StopOptions): Promise<void>;
 }
 
-/** A relay was asked for something that it can't do any more, or not yet. */
+/** The method cannot be called in the relay's present state. */
 export class RelayStateError extends Error {
   override name = 'RelayStateError';
   readonly code = 'ERR_RELAY_STATE';
 }
 
-/** The operating system would not give the address. */
+/** The relay cannot listen on the address. The message names the setting, the value and the reason. */
 export class ListenError extends Error {
   override name = 'ListenError';
   readonly code = 'ERR_RELAY_LISTEN';

@@ -1,18 +1,18 @@
-/** A secret that stands in a file: how containers and systemd hand them over, out of sight of the environment. */
+/** Reads secrets from files. Containers and systemd pass secrets in this way, to keep them out of the environment. */
 
-/** Far more than any secret needs, so that a wrong path does not fill the memory. */
+/** The largest file that is read. Secrets are much smaller; the limit stops a wrong path from filling the memory. */
 const MAX_BYTES = 1024 * 1024;
 
 /**
- * Reads a file of text, without the byte order mark that some editors begin it with.
- * @throws {Error} Whose message says what is wrong with the file. It never holds what is in the file.
+ * Reads a text file. Leaves out the byte order mark that some editors put at its beginning.
+ * @throws {Error} The message says what is wrong with the file. It never contains the file's text.
  */
 export async function readSecretFile(path: string): Promise<string> {
   const file = Bun.file(path);
   try {
     const facts = await file.stat();
     if (facts.isDirectory()) throw new Error('it is a directory; expected a file');
-    // Reading a pipe could wait for good.
+    // Reading a pipe could wait for ever.
     if (!facts.isFile()) throw new Error('it is not a regular file');
     if (facts.size > MAX_BYTES) throw new Error('it is longer than 1 MiB');
     return (await file.text()).replace(/^\uFEFF/, '');

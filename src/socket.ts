@@ -1,9 +1,9 @@
 /**
- * Bun's WebSocket handlers: a frame comes in, the rules decide, an answer goes out.
+ * Bun's WebSocket handlers: they read a frame, apply the rules, and send the answer.
  *
- * On one instance all of it is synchronous, so no frame overtakes another and none sees half a change. With many
- * instances a question to Redis takes its time; meanwhile the socket's further frames wait in its queue. A send to a
- * socket that does not read closes it on the spot, so each rule has done its part before a frame is sent.
+ * On one instance all of this is synchronous, so frames keep their order and never see a change that is half done. With
+ * many instances, some frames wait for Redis; until it answers, the socket's further frames wait in its queue. Sending
+ * to a socket that does not read closes it at once, so each rule changes its state before a frame is sent.
  */
 import type { Server, WebSocketHandler } from 'bun';
 import { Connections } from './admission/connections.ts';
@@ -32,44 +32,44 @@ import {
 const FRAME_WINDOW_MS = 10_000;
 
 /**
- * Seconds without a byte, not even a pong, until Bun gives a connection up. It pings after 8 to 12 s (measured on Bun
+ * Seconds without a byte, not even a pong, until Bun closes a connection. Bun pings after 8 to 12 s (measured on Bun
  * 1.4.5), so that proxies that cut a connection after 15 s of silence leave it open.
  */
 const SILENCE_SECONDS = 20;
 
-/** How long a socket that was refused has to read its close code, in milliseconds. */
+/** How long a refused socket may take to read its close code, in milliseconds. */
 const REFUSED_MS = 1000;
-/** Refused sockets that may be open at a time. More are cut off at once. */
+/** Refused sockets that may be open at a time. Any more are terminated at once. */
 const MAX_REFUSED = 1000;
 
-/** How long a socket may take nothing of what waits for it, in milliseconds. */
+/** How long a socket may read none of the bytes that wait for it, in milliseconds. */
 const STALLED_MS = 10_000;
 
-/** Evictions that one sweep makes at most (a few milliseconds of work), so that a mass expiry stalls nobody. */
+/** The most evictions of one sweep (a few milliseconds of work), so that a mass expiry does not block the relay. */
 const SWEEP_BATCH = 500;
 
-/** How many of the largest frames may wait for one socket while Redis is asked. */
+/** How many frames of the largest size may wait in a socket's queue for an answer of Redis. */
 const QUEUED_FRAMES = 4;
 
 export type BunServer = Server<Connection>;
 
-/** All that the rest of the relay knows of other instances. Answers come with the error code where they are no. */
+/** The interface to the other instances. Requests resolve to the error code if refused, otherwise to undefined. */
 export interface Cluster {
-  /** Whether Redis is in reach. */
+  /** Whether Redis is reachable. */
   readonly isUp: boolean;
   /** Sockets of this instance whose session or announcement another instance owns. */
   readonly tunnels: number;
-  /** The number of entries in each of its books. */
+  /** The number of entries in each of its collections. */
   readonly books: Record<string, number>;
   listen(target: Connection, otc: string): Promise<ErrorCode | undefined>;
   connect(controller: Connection, otc: string): Promise<ErrorCode | undefined>;
   watch(watcher: Connection, jti: string): Promise<ErrorCode | undefined>;
   announce(target: Connection, jti: string, frame: string): Promise<RejectReason | undefined>;
-  /** A socket has closed: the owners of what it was in are told. */
+  /** Tells the owners of a socket's sessions and watches that it has closed. */
   closed(connection: Connection): void;
 }
 
-/** Whether frames of a socket have to wait. */
+/** Whether a socket's frames have to wait in its queue. */
 const isWaiting = (
   connection: Connection,
 ): connection is Connection & { queue: NonNullable<Connection['queue']> } =>
@@ -87,11 +87,11 @@ export class Sockets {
   readonly answers: Answers;
   readonly sessions: Sessions;
   readonly watches: Watches;
-  /** The other instances, where there are any. To be set before the first socket opens. */
+  /** The other instances, if there are any. Set it before the first socket opens. */
   cluster: Cluster | undefined = undefined;
   /** Sockets that were refused and are not closed yet, with the time of the refusal. */
   readonly #refused = new Map<Connection, number>();
-  /** Sockets with bytes that wait: since when none of them was taken, and how many there would be if that went on. */
+  /** Sockets with unsent bytes: since when none was read, and the number of unsent bytes if none has been read. */
   readonly #stalled = new Map<Connection, { since: number; bytes: number }>();
 
   constructor(
@@ -110,12 +110,12 @@ export class Sockets {
     this.watches = new Watches(bootstrap, used, limits, connections, answers, stats);
   }
 
-  /** Sessions, and announcements that await their answer: what a drain waits for. */
+  /** What a drain waits for: the number of sessions and of announcements without an answer. */
   get underWay(): number {
     return this.pairing.size + this.bootstrap.unanswered + (this.cluster?.tunnels ?? 0);
   }
 
-  /** The number of entries in everything that is remembered. */
+  /** The number of entries in each collection of the relay. */
   get books(): Record<string, number> {
     return {
       ...this.connections.books,
@@ -127,7 +127,7 @@ export class Sockets {
     };
   }
 
-  /** Makes a request a socket of a client's. Returns false where it asks for no upgrade. */
+  /** Upgrades a request to a socket of the client. Returns false if that is not possible. */
   upgrade(server: BunServer, request: Request, client: string): boolean {
     return server.upgrade(request, { data: new Connection(client, this.#onBacklog, server) });
   }
@@ -139,7 +139,7 @@ export class Sockets {
         ws.data.ws = ws;
         answers.guard(ws.data, () => this.#opened(ws.data));
       },
-      // Guarded without a closure for each frame.
+      // Not `answers.guard`, which would need a closure for each frame.
       message: ({ data: connection }, frame) => {
         try {
           if (connection.queue) this.#enqueue(connection, frame);
@@ -148,7 +148,7 @@ export class Sockets {
           answers.failed(connection, error);
         }
       },
-      // Bun has answered a ping already. Both are counted, since a flood of them costs as much as any other.
+      // Bun answers pings by itself. Pings and pongs are counted, since a flood of them costs as much as other frames.
       ping: ({ data }) =>
         answers.guard(data, () => void this.#isWithinFrameRate(data, 0, this.now())),
       pong: ({ data }) =>
@@ -199,8 +199,8 @@ export class Sockets {
     }
   }
 
-  /** Cuts off sockets that were refused and did not close, and those that take nothing of what waits for them. */
-  #cutOff(now: number): void {
+  /** Terminates refused sockets that did not close, and closes sockets that do not read. */
+  #closeStuck(now: number): void {
     for (const [connection, since] of this.#refused) {
       if (now - since < REFUSED_MS) break;
       connection.ws.terminate();
@@ -244,7 +244,7 @@ export class Sockets {
     if (this.#isWithinFrameRate(connection, bytes, now)) this.#answer(connection, message, now);
   }
 
-  /** @param bytes Of the frame as it came. */
+  /** @param bytes The length of the frame as received. */
   #forward(connection: Connection, frame: string, bytes: number, now: number): void {
     const { session, tunnel, client } = connection;
     if ((session || tunnel) && !this.limits.bytes.take(client, payloadBytes(bytes), now)) {
@@ -268,25 +268,25 @@ export class Sockets {
     const { answers } = this;
     if (message.type === 'bootstrap_init') {
       const { jti } = message;
-      this.#tell(connection, this.#announce(connection, message, now), (reason) =>
+      this.#sendRefusal(connection, this.#announce(connection, message, now), (reason) =>
         answers.reject(connection, jti, reason),
       );
     } else {
-      this.#tell(connection, this.#ask(connection, message, now), (code) =>
+      this.#sendRefusal(connection, this.#ask(connection, message, now), (code) =>
         answers.refuse(connection, code),
       );
     }
   }
 
-  /** Tells a refusal, at once or when it is known; until then the socket's further frames wait. */
-  #tell<C>(connection: Connection, refusal: Refusal<C>, tell: (refusal: C) => void): void {
+  /** Sends a refusal, at once or when the promise resolves. Until then the socket's further frames wait. */
+  #sendRefusal<C>(connection: Connection, refusal: Refusal<C>, send: (refusal: C) => void): void {
     if (!(refusal instanceof Promise)) {
-      if (refusal) tell(refusal);
+      if (refusal) send(refusal);
       return;
     }
     connection.queue = [];
     void refusal
-      .then((known) => known && tell(known))
+      .then((known) => known && send(known))
       .catch((error: unknown) => this.answers.failed(connection, error))
       .then(() => this.#resume(connection));
   }
@@ -344,7 +344,7 @@ export class Sockets {
     }
   }
 
-  /** Deals with what has come meanwhile, up to the next question. */
+  /** Handles the frames that waited, until one of them has to wait for Redis again. */
   #resume(connection: Connection): void {
     const queue = connection.queue ?? [];
     connection.queue = undefined;
@@ -368,7 +368,7 @@ export class Sockets {
     if (connection.malformed >= this.config.maxMalformed) connection.close('too_many_errors');
   }
 
-  /** A long frame counts once more for each whole KiB, since reading it costs as much. */
+  /** Counts a frame, and closes a socket over the limit. Each whole KiB counts as one more, since it costs as much. */
   #isWithinFrameRate(connection: Connection, bytes: number, now: number): boolean {
     if (now - connection.framesSince >= FRAME_WINDOW_MS) {
       connection.framesSince = now;
@@ -381,8 +381,8 @@ export class Sockets {
   }
 
   /**
-   * Evicts what has outlived its time.
-   * @returns Whether something may be left, because this sweep had done its share.
+   * Ends what has expired.
+   * @returns Whether something may be left, because this sweep reached its maximum.
    */
   sweep(): boolean {
     const now = this.now();
@@ -400,13 +400,13 @@ export class Sockets {
       if (left-- === 0) return true;
       answers.guard(connection, () => connection.close('idle'));
     }
-    this.#cutOff(now);
+    this.#closeStuck(now);
     this.limits.sweep(now);
     this.used.sweep(now);
     return false;
   }
 
-  /** Closes every socket with 1001. Whoever is in a session with one of them on another instance is told. */
+  /** Closes every socket with 1001. Their peers on other instances get `peer_disconnected`. */
   closeAll(): void {
     const now = this.now();
     for (const connection of this.connections.all()) {

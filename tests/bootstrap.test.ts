@@ -4,7 +4,7 @@ import { UsedTokens } from '../src/bootstrap/used-tokens.ts';
 import type { Watch } from '../src/peer.ts';
 import { SilentPeer as Peer } from './peer.ts';
 
-/** Everything that can happen to one jti, to be brought into any state. */
+/** Brings one jti into any state. */
 class World {
   readonly bootstrap = new Bootstrap();
   readonly watcher = new Peer();
@@ -46,7 +46,7 @@ test('the table covers every state', () => {
   expect(table.map(([state]) => state as string)).toEqual(Object.keys(states));
 });
 
-test.each(table)('who may do what to a jti that is %s', (state, ...expected) => {
+test.each(table)('what each peer may do with a jti that is %s', (state, ...expected) => {
   const after = (act: (world: World) => unknown): unknown => {
     const world = new World();
     states[state]?.(world);
@@ -75,7 +75,7 @@ describe('a watch', () => {
     expect([world.watcher.watches?.size, world.target.announced?.size]).toEqual([0, 0]);
   });
 
-  test('is renewed by its watcher, which moves it behind the others', () => {
+  test('is renewed by its watcher, which moves it to the end of the queue', () => {
     const { bootstrap, watcher, stranger } = new World();
     const first = bootstrap.watch(watcher, 'bt_1', 0) as Watch;
     bootstrap.watch(stranger, 'bt_2', 1000);
@@ -89,7 +89,7 @@ describe('a watch', () => {
     expect(bootstrap.isOver(first, WATCH_TTL_MS + 2000)).toBe(true);
   });
 
-  test('is one of a hundred at most for each peer; renewing takes no more', () => {
+  test('is limited to a hundred for each peer; a renewed one is not counted again', () => {
     const { bootstrap, watcher, stranger } = new World();
     for (let i = 0; i < MAX_WATCHES_PER_PEER; i += 1) bootstrap.watch(watcher, `bt_${i}`, 0);
     expect(bootstrap.watch(watcher, 'one more', 0)).toBe('relay_capacity');
@@ -99,7 +99,7 @@ describe('a watch', () => {
 });
 
 describe('the burnt list', () => {
-  test('forgets by age, also without a sweep, and counts what it holds', () => {
+  test('forgets ids by age, also without a sweep, and counts its ids', () => {
     const burnt = new UsedTokens(1000, 100);
     burnt.add('a', 0);
     burnt.add('b', 50);
@@ -117,7 +117,7 @@ describe('the burnt list', () => {
     expect(burnt.size).toBe(0);
   });
 
-  test('an id burned again is among the youngest, and hides none that is older', () => {
+  test('an id that is burned again becomes one of the newest, and older ones still expire', () => {
     const burnt = new UsedTokens(1000, 100);
     const shardOf = (jti: string): number =>
       new Bun.CryptoHasher('sha256').update(jti).digest()[0] as number;
@@ -131,7 +131,7 @@ describe('the burnt list', () => {
     expect([burnt.size, burnt.has(first, 110)]).toEqual([1, true]);
   });
 
-  test('holds as many as it may and says when it is full', () => {
+  test('holds ids up to its limit, and tells when it is full', () => {
     const burnt = new UsedTokens(500, 100);
     for (let i = 0; i < 500; i += 1) {
       expect(burnt.isFull(0)).toBe(false);
@@ -142,7 +142,7 @@ describe('the burnt list', () => {
     expect(burnt.size).toBe(250);
   });
 
-  test('empties in steps, each of a bounded size', () => {
+  test('removes expired ids in steps of a limited size', () => {
     const burnt = new UsedTokens(100_000, 100);
     for (let i = 0; i < 50_000; i += 1) burnt.add(`bt_${i}`, 0);
     const sizes = [100, 100, 100].map((now) => {

@@ -7,7 +7,7 @@ import { afterThisTest } from './support.ts';
 
 const root = join(import.meta.dir, '..');
 
-/** Bun, and Node.js where it has a WebSocket. */
+/** Bun, and Node.js if it has a WebSocket. */
 export const runtimes: string[] = ['bun'];
 const node = Bun.spawnSync(['node', '--version']).stdout.toString();
 if (Number(/^v(\d+)/.exec(node)?.[1] ?? 0) >= 22) runtimes.push('node');
@@ -18,10 +18,10 @@ else {
 }
 
 export interface Program {
-  /** Waits until the output has what is looked for, and gives what the first group is. */
+  /** Waits until the output matches, and returns the first group. */
   shows: (wanted: RegExp) => Promise<string>;
   types: (line: string) => void;
-  /** All that it said, once it has ended. */
+  /** Its whole output, when it has ended. */
   ended: () => Promise<string>;
 }
 
@@ -39,7 +39,7 @@ export interface Project {
 export async function project(page: string, url: string): Promise<Project & AsyncDisposable> {
   const folder = await mkdtemp(join(tmpdir(), 'relay-client-'));
   const home = join(folder, 'node_modules', pkg.name);
-  // As `bun run client` does, so that what is tried is what the package's script builds.
+  // Like `bun run client`, so that the tests use the same build as the package.
   const build = pkg.scripts.client.replace('--outdir=dist', `--outdir=${join(home, 'dist')}`);
   const built = Bun.spawnSync(build.split(' '), { cwd: root, stderr: 'pipe' });
   if (!built.success) throw new Error(built.stderr.toString());
@@ -55,7 +55,7 @@ export async function project(page: string, url: string): Promise<Project & Asyn
   };
 }
 
-/** Starts a program, and reads along. */
+/** Starts a program, and reads its output. */
 export function start(command: string[], cwd: string, env: Record<string, string> = {}): Program {
   const child = Bun.spawn(command, {
     cwd,

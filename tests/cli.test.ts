@@ -35,7 +35,7 @@ async function run(
   return { code, out, err };
 }
 
-/** The command as it runs: the line that says where it listens, and every line after. */
+/** The running command: the log line with its address, and all later lines. */
 async function serve(env: Record<string, string> = {}, args: string[] = []) {
   const child = Bun.spawn([process.execPath, COMMAND, ...args], {
     env: { PATH: process.env.PATH, PORT: '0', HOST: '127.0.0.1', ...env },
@@ -131,7 +131,7 @@ test('--help names every setting within 100 columns, --version the version', asy
   expect(await run(['-v'])).toEqual({ code: 0, out: `${pkg.version}\n`, err: '' });
 });
 
-test('says where it listens, with the real port, and is there', async () => {
+test('logs where it listens, with the real port, and answers there', async () => {
   const { listening, lines, url } = await serve();
   expect(listening.port).toBeGreaterThan(0);
   expect(listening.families).toEqual(['IPv4']);
@@ -143,7 +143,7 @@ test('says where it listens, with the real port, and is there', async () => {
   expect(lines[1]).toMatchObject({ msg: 'settings', sessionTtlMs: 30_000, maxConnections: 10_000 });
 });
 
-test('on :: it serves IPv4, and IPv6 where the machine has it', async () => {
+test('on :: it serves IPv4, and IPv6 if the machine has it', async () => {
   const { listening } = await serve({ HOST: '::' });
   const hasIPv6 = Object.values(networkInterfaces())
     .flat()
@@ -199,7 +199,7 @@ test('neither .env nor bunfig.toml of the current folder is read', async () => {
   expect(
     await Bun.spawn([process.execPath, join(import.meta.dir, '../tools/bundle.ts'), bundle]).exited,
   ).toBe(0);
-  // The image has Bun at the place that the bundle's first line names.
+  // In the image, Bun is at the path in the bundle's first line.
   const [first = ''] = (await Bun.file(join(bundle, 'cli.js')).text()).split('\n', 1);
   const flags = first.split(' ').slice(3);
   expect(first).toStartWith('#!/usr/bin/env -S /usr/local/bin/bun --');
@@ -221,7 +221,7 @@ test.each([
   ['--help', 1],
   ['check --json ws://127.0.0.1:9/ws', 0],
   ['check ws://127.0.0.1:9/ws', 1],
-])('a reader that has seen enough of %s gets no stack trace', async (args, lines) => {
+])('no stack trace if the reader of %s closes the pipe early', async (args, lines) => {
   const command = `{ "${COMMAND}" ${args}; echo "code $?" >&2; } | { ${'read line; '.repeat(lines)} exec <&-; }`;
   const shell = Bun.spawn(['sh', '-c', command], {
     env: { PATH: process.env.PATH },
@@ -270,7 +270,7 @@ describe('signals', () => {
     },
   );
 
-  test('one that comes while it waits for Redis ends it at once', async () => {
+  test('a signal while it waits for Redis ends it at once', async () => {
     using mute = Bun.listen({ hostname: '127.0.0.1', port: 0, socket: { data() {} } });
     const child = Bun.spawn([process.execPath, COMMAND], {
       env: { PATH: process.env.PATH, PORT: '0', REDIS_URL: `redis://127.0.0.1:${mute.port}` },
@@ -303,7 +303,7 @@ describe('signals', () => {
     expect(await within(child.exited, 'the command to end')).toBe(0);
   });
 
-  test('a second one closes everything at once', async () => {
+  test('a second signal closes everything at once', async () => {
     const { child, url, listening } = await serve();
     const target = await openClient(url);
     target.send({ type: 'listen', otc: '482916' });
@@ -318,7 +318,7 @@ describe('signals', () => {
   });
 });
 
-test('no log line names a code, a payload, a token or an address', async () => {
+test('no log line contains a code, a payload, a token or an address', async () => {
   const { child, url, lines, ended } = await serve({ LOG_LEVEL: 'debug' });
   const [target, controller] = [await openClient(url), await openClient(url)];
   target.send({ type: 'listen', otc: '482916' });
@@ -344,7 +344,7 @@ test('no log line names a code, a payload, a token or an address', async () => {
   child.kill('SIGTERM');
   await within(child.exited, 'the command to end');
   await ended;
-  // The first two say where it listens and with what settings.
+  // The first two lines have the address and the settings.
   const log = JSON.stringify(lines.slice(2));
   expect(log).toContain('refused');
   for (const secret of ['482916', '482917', 'the-', '127.0.0.1']) expect(log).not.toContain(secret);
@@ -353,7 +353,7 @@ test('no log line names a code, a payload, a token or an address', async () => {
 test.each([
   ['that nobody reads', 'sleep 60'],
   ['whose reader has died', 'exit'],
-])('a stdout %s neither ends the relay nor holds it up', async (_what, reader) => {
+])('a stdout %s neither ends nor blocks the relay', async (_what, reader) => {
   const command = `"${process.execPath}" "${COMMAND}" --port 0 --host 127.0.0.1 | { read first; echo "$first"; exec >&-; ${reader}; }`;
   const shell = Bun.spawn(['sh', '-c', command], {
     env: { PATH: process.env.PATH, LOG_LEVEL: 'debug' },
@@ -376,7 +376,7 @@ test.each([
 test.each([
   ['1', /^127\.0\.0\.1$/],
   ['pseudonym', /^[0-9a-f]{16}$/],
-])('AMESH_LOG_CLIENTS=%s names clients, since the operator asked', async (mode, name) => {
+])('AMESH_LOG_CLIENTS=%s logs the names of clients', async (mode, name) => {
   const { child, url, lines, ended } = await serve({ AMESH_LOG_CLIENTS: mode });
   const client = await openClient(url);
   await client.refused({ type: 'connect', otc: '482916' }, 'otc_not_found');
@@ -392,7 +392,7 @@ test.each([
 });
 
 describe.skipIf(!NODE)('without Bun', () => {
-  test('Node says in one line that Bun is needed, and how to get it', async () => {
+  test('in Node, one line says that Bun is needed, and how to get it', async () => {
     const ran = await run([], {}, [NODE as string, COMMAND]);
     expect(ran.err).toMatch(
       /^amesh-relay: needs Bun >=1\.4\.4, and this is Node\.js v[\d.]+; install it .+\n$/,
@@ -400,7 +400,7 @@ describe.skipIf(!NODE)('without Bun', () => {
     expect(ran.code).toBe(1);
   });
 
-  test('so does the command where a shell finds no Bun', async () => {
+  test('the command says the same if there is no Bun in the PATH', async () => {
     const onlyNode = mkdtempSync(join(tmpdir(), 'amesh-relay-test-'));
     afterThisTest(() => rmSync(onlyNode, { recursive: true }));
     symlinkSync(NODE as string, join(onlyNode, 'node'));
@@ -409,7 +409,7 @@ describe.skipIf(!NODE)('without Bun', () => {
     expect(ran.code).toBe(1);
   });
 
-  test('an import there says so too', async () => {
+  test('an import in Node says the same', async () => {
     const ran = await run([], {}, [
       NODE as string,
       '--input-type=module',

@@ -104,7 +104,7 @@ describe('who is calling', () => {
     },
   );
 
-  test('IPv6 counts by /64, shows whole, and a mapped address is its IPv4', () => {
+  test('IPv6 counts by /64 and is shown in full; a mapped address counts as IPv4', () => {
     const a = from('0', {}, '2001:db8:1:2:aaaa::1');
     const b = from('0', {}, '2001:db8:1:2:ffff:ffff:ffff:ffff');
     expect([a.client, a.address]).toEqual(['2001:db8:1:2::/64', '2001:db8:1:2:aaaa::1']);
@@ -123,7 +123,7 @@ describe('who is calling', () => {
     expect(from('0', {}).warnings).toEqual([]);
   });
 
-  test('has seen enough after a thousand requests', () => {
+  test('stops checking after a thousand requests', () => {
     for (const [before, expected] of [
       [998, 1],
       [999, 0],
@@ -173,7 +173,7 @@ describe('trusted proxies', () => {
     ['10.0.0.0/8', '', false],
   ])('%s has %s: %p', (range, address, isIn) => {
     const proxies = ranges('198.51.100.0/24', range);
-    // Asked twice, since the first answer is remembered.
+    // Asked twice, since the first answer is cached.
     expect([proxies.has(address), proxies.has(address)]).toEqual([isIn, isIn]);
   });
 
@@ -194,7 +194,7 @@ describe('trusted proxies', () => {
     '',
   ])('%p is refused', (text) => {
     expect(AddressRanges.parse(['10.0.0.0/8', text])).toStartWith(
-      `${JSON.stringify(text)} is no address and no range; expected addresses`,
+      `${JSON.stringify(text)} is neither an address nor a range; expected addresses`,
     );
   });
 
@@ -209,7 +209,7 @@ describe('trusted proxies', () => {
       resolver.resolve({ headers: new Headers(headers) }, () => peer).client;
   };
 
-  test('are believed; anyone else is told of once, and counts by the TCP peer', () => {
+  test('are trusted; for any other peer there is one warning, and the TCP peer counts as the client', () => {
     const warnings: string[] = [];
     expect(from('10.0.0.1', warnings)(chain)).toBe('198.51.100.7');
     expect(warnings).toEqual([]);
@@ -220,13 +220,13 @@ describe('trusted proxies', () => {
     expect(from(undefined)(chain)).toBe('unknown');
   });
 
-  test('that send no header are told of as without the list', () => {
+  test('that send no header cause the same warning as without the list', () => {
     const warnings: string[] = [];
     expect(from('10.0.0.1', warnings)({})).toBe('10.0.0.1');
     expect(warnings).toEqual([expect.stringContaining('no usable x-forwarded-for')]);
   });
 
-  test('nobody is asked for the TCP peer where the list is not set', () => {
+  test('without the list the TCP peer is not asked for', () => {
     const resolver = new CallerResolver({ by: 'leftmost' }, () => {});
     const never = (): string => {
       throw new Error('asked');

@@ -48,7 +48,7 @@ const codeOf = async (work: Promise<unknown>): Promise<RelayErrorCode> =>
   (await failure(work)).code;
 
 describe('pairing', () => {
-  test('payloads cross both ways, in order, as they were', async () => {
+  test('payloads arrive unchanged and in order, in both directions', async () => {
     const { target, controller } = await pair();
     const payloads = ['a', '', '"\\\n\u2028😀', 'x'.repeat(60_000)];
     for (const payload of payloads) controller.send(payload);
@@ -70,7 +70,7 @@ describe('pairing', () => {
     await target.done();
   });
 
-  test('a verdict that is followed by a close at once is heard', async () => {
+  test('a payload that is sent right before a close arrives', async () => {
     for (let round = 0; round < 20; round += 1) {
       const { target, controller } = await pair();
       target.send('verdict');
@@ -92,7 +92,7 @@ describe('pairing', () => {
     expect(got).toEqual(['1']);
   });
 
-  test('two that receive at once get one payload each', async () => {
+  test('two calls of receive at the same time get one payload each', async () => {
     const { target, controller } = await pair();
     const both = Promise.all([target.receive(), target.receive()]);
     controller.send('first');
@@ -101,7 +101,7 @@ describe('pairing', () => {
     await target.close();
   });
 
-  test('a receive that gave up takes nothing from the next', async () => {
+  test('a receive that has timed out takes no payload from the next one', async () => {
     const { target, controller } = await pair();
     expect(await codeOf(target.receive({ timeoutMs: 5 }))).toBe('timeout');
     const stop = new AbortController();
@@ -123,7 +123,7 @@ describe('pairing', () => {
     await target.close();
   });
 
-  test('bytes go over as base64', async () => {
+  test('bytes are sent as base64', async () => {
     const { target, controller } = await pair();
     const bytes = crypto.getRandomValues(new Uint8Array(49_000));
     controller.send(bytes);
@@ -137,7 +137,7 @@ describe('pairing', () => {
     await target.close();
   });
 
-  test('what is no payload is refused, and harms neither side', async () => {
+  test('an invalid payload is refused, and the channel still works', async () => {
     const { target, controller } = await pair();
     for (const wrong of [undefined, null, 7, {}, ['a']]) {
       expect(() => controller.send(wrong as unknown as string)).toThrow('invalid_argument');
@@ -147,7 +147,7 @@ describe('pairing', () => {
     await target.close();
   });
 
-  test('await using leaves at the end of the block', async () => {
+  test('await using closes at the end of the block', async () => {
     const { target, controller } = await pair();
     {
       await using leaving = controller;
@@ -157,7 +157,7 @@ describe('pairing', () => {
     expect(await codeOf(target.receive())).toBe('peer_disconnected');
   });
 
-  test('an error has the stack of who called', async () => {
+  test('an error has the stack of the caller', async () => {
     const { target, controller } = await pair();
     async function theReceiver() {
       await target.receive();
@@ -183,7 +183,7 @@ describe('pairing', () => {
     }
   });
 
-  test('a frame over the limit ends the channel with a name', async () => {
+  test('a frame over the limit ends the channel with frame_too_large', async () => {
     const { target, controller } = await pair();
     controller.send('x'.repeat(70_000));
     expect(await codeOf(controller.receive())).toBe('frame_too_large');
@@ -191,8 +191,8 @@ describe('pairing', () => {
   });
 });
 
-describe('a code of the library’s own', () => {
-  /** Has the next codes drawn as told, and then at random again. */
+describe('a code that the library generates', () => {
+  /** Sets the next codes that are generated. Later ones are random again. */
   function draw(...codes: string[]) {
     const original = crypto.getRandomValues.bind(crypto);
     const random = spyOn(crypto, 'getRandomValues').mockImplementation(<T>(array: T): T => {
@@ -205,7 +205,7 @@ describe('a code of the library’s own', () => {
     return codes;
   }
 
-  test('is told, and leads to the channel', async () => {
+  test('is passed to onCode, and gives a channel', async () => {
     const code = Promise.withResolvers<string>();
     const listening = listen(url, { onCode: code.resolve });
     const controller = await connect(url, await code.promise);
@@ -214,7 +214,7 @@ describe('a code of the library’s own', () => {
     await controller.close();
   });
 
-  test('is another one where somebody waits on the first, and never ends in rate_limited', async () => {
+  test('is replaced if somebody waits on it, without reaching rate_limited', async () => {
     const strict = await createRelayServer({ port: 0, host: '127.0.0.1', logLevel: 'silent' });
     const { url: strictUrl } = await strict.start();
     afterThisTest(() => strict.stop());
@@ -227,14 +227,14 @@ describe('a code of the library’s own', () => {
     const second = listen(strictUrl, { onCode: code.resolve });
     second.catch(() => {});
     expect(await code.promise).toBe('000017');
-    // However bad the luck, what it draws leaves one failure to spare, so that the next call is heard.
+    // Even if all codes are in use, one failed attempt is left, so that the next call is not rate_limited.
     codes.push('482916', '482916');
     const third = Promise.withResolvers<string>();
     listen(strictUrl, { onCode: third.resolve }).catch(() => {});
     expect(await third.promise).toMatch(/^\d{6}$/);
   });
 
-  test('is given up after four that are taken', async () => {
+  test('fails after four that are in use', async () => {
     const code = generateCode();
     const waiting = Promise.withResolvers<void>();
     const first = listen(url, code, { onWaiting: waiting.resolve });
@@ -246,8 +246,8 @@ describe('a code of the library’s own', () => {
   });
 });
 
-describe('what goes wrong on the way', () => {
-  test('the code that is taken, unknown, or no code', async () => {
+describe('errors', () => {
+  test('a code that is in use, unknown, or not a code', async () => {
     const code = generateCode();
     const stop = new AbortController();
     const waiting = Promise.withResolvers<void>();
@@ -279,7 +279,7 @@ describe('what goes wrong on the way', () => {
     }
   });
 
-  test('a URL that is none, of another kind, or with nobody there', async () => {
+  test('a URL that is invalid, of another scheme, or without a server', async () => {
     for (const wrong of ['relay', 'http://127.0.0.1/ws', 'ws://:0/', '']) {
       expect(await codeOf(connect(wrong, '000000'))).toBe('invalid_url');
     }
@@ -313,7 +313,7 @@ describe('a server that is not quite the relay', () => {
     });
   }
 
-  test('a close code alone is understood, and one of no meaning told', async () => {
+  test('a close code without a reason is understood, and an unknown one is reported', async () => {
     answer = (ws) => ws.close(4001);
     expect(await codeOf(connect(oddUrl, '000000'))).toBe('session_expired');
     answer = (ws) => ws.close(4999, 'whatever');
@@ -353,7 +353,7 @@ describe('bootstrap', () => {
   }
   const introduction = (jti: string) => ({ jti, token: 'token', targetPubKey: 'key' });
 
-  test('announced, acknowledged, and once only', async () => {
+  test('announced, acknowledged, and only once', async () => {
     const { watched } = await watching('bt_ack');
     const announced = announce(url, introduction('bt_ack'));
     const device = await watched;
@@ -363,7 +363,7 @@ describe('bootstrap', () => {
     expect(await codeOf(announce(url, introduction('bt_ack')))).toBe('token_already_used');
   });
 
-  test('refused in the controller’s own words', async () => {
+  test('refused with the controller’s own text', async () => {
     const { watched } = await watching('bt_no');
     const announced = failure(announce(url, introduction('bt_no')));
     await (await watched).reject('bad_signature');
@@ -371,7 +371,7 @@ describe('bootstrap', () => {
     expect([error.code, error.detail]).toEqual(['rejected', 'bad_signature']);
   });
 
-  test('not refused in the relay’s words, which would be taken for the relay’s', async () => {
+  test('a controller cannot refuse with one of the relay’s codes', async () => {
     const { watched } = await watching('bt_words');
     const announced = failure(announce(url, introduction('bt_words')));
     const device = await watched;
@@ -389,14 +389,14 @@ describe('bootstrap', () => {
     expect(await announced).toBe('watcher_disconnected');
   });
 
-  test('an answer to a device that is gone is not taken for done', async () => {
+  test('an answer to a device that has left fails', async () => {
     const { watched } = await watching('bt_gone');
     const stop = new AbortController();
     const announced = codeOf(announce(url, introduction('bt_gone'), { signal: stop.signal }));
     const device = await watched;
     stop.abort();
     expect(await announced).toBe('aborted');
-    // The abort reaches the relay when it does: whoever watches now finds the id free.
+    // A new watch succeeds only when the abort has reached the relay.
     let again: RelayErrorCode;
     do {
       again = await codeOf(watch(url, 'bt_gone', { timeoutMs: 50 }));
@@ -409,8 +409,8 @@ describe('bootstrap', () => {
 
 describe('a private relay', () => {
   const secret = 'a-secret-of-sixteen-letters';
-  /** A door that answers every upgrade with this status, and notes what it was asked. */
-  function door(status: number) {
+  /** A server that answers every upgrade with this status, and records the URLs. */
+  function serverWith(status: number) {
     const asked: string[] = [];
     const server = Bun.serve({
       port: 0,
@@ -424,10 +424,10 @@ describe('a private relay', () => {
     return { asked, url: `ws://127.0.0.1:${server.port}/ws` };
   }
 
-  test('is given the token in the URL, whatever else stands there', async () => {
-    const { asked, url: door401 } = door(401);
+  test('gets the token in the URL, next to other parameters', async () => {
+    const { asked, url: url401 } = serverWith(401);
     for (const there of ['', '?a=b', '?token=old']) {
-      await codeOf(connect(door401 + there, '000000', { token: `${secret}&+` }));
+      await codeOf(connect(url401 + there, '000000', { token: `${secret}&+` }));
     }
     expect(asked.map((it) => new URL(it).search)).toEqual([
       `?token=${secret}%26%2B`,
@@ -441,15 +441,15 @@ describe('a private relay', () => {
     [403, 'origin_refused'],
     [429, 'rate_limited'],
     [502, 'unreachable'],
-  ])('that answers %d is %s, and no error shows the token', async (status, code) => {
-    const { url: shut } = door(status);
+  ])('that answers %d gives %s, and no error shows the token', async (status, code) => {
+    const { url: refusing } = serverWith(status);
     const introduction = { jti: 'a', token: '', targetPubKey: '' };
     for (const attempt of [
-      listen(shut, { onCode() {}, token: secret }),
-      listen(shut, '000000', { token: secret }),
-      connect(`${shut}?token=${secret}`, '000000'),
-      watch(shut, 'a', { token: secret }),
-      announce(shut, introduction, { token: secret }),
+      listen(refusing, { onCode() {}, token: secret }),
+      listen(refusing, '000000', { token: secret }),
+      connect(`${refusing}?token=${secret}`, '000000'),
+      watch(refusing, 'a', { token: secret }),
+      announce(refusing, introduction, { token: secret }),
     ]) {
       const error = await failure(attempt);
       expect(error.code).toBe(code as RelayErrorCode);
@@ -457,7 +457,7 @@ describe('a private relay', () => {
     }
   });
 
-  test('at a URL that is none shows no token either', async () => {
+  test('with an invalid URL gives an error without the token', async () => {
     for (const wrong of [
       `http://h/?token=${secret}`,
       `ws://h:x/?token=${secret}`,
@@ -489,7 +489,7 @@ describe('an HTTP proxy', () => {
     expect(proxyFor(new URL(address), env)).toBe(proxy);
   });
 
-  /** A proxy that connects everybody to the relay, and counts. */
+  /** A proxy that connects every client to the relay, and counts the connections. */
   function startProxy() {
     const tunnels: string[] = [];
     const server = createServer((client) => {
@@ -526,7 +526,7 @@ describe('an HTTP proxy', () => {
     });
   }
 
-  test('that is none is told, without its password', async () => {
+  test('with an invalid URL gives an error without its password', async () => {
     const before = process.env.HTTP_PROXY;
     afterThisTest(() => {
       if (before === undefined) delete process.env.HTTP_PROXY;
@@ -545,7 +545,7 @@ describe('an HTTP proxy', () => {
   });
 });
 
-test('codes are six digits, all alike', () => {
+test('codes are six digits, all equally likely', () => {
   const counts = Array.from({ length: 10 }, () => 0);
   for (let i = 0; i < 20_000; i += 1) {
     const code = generateCode();
@@ -556,7 +556,7 @@ test('codes are six digits, all alike', () => {
   for (const count of counts) expect(Math.abs(count - 2000)).toBeLessThan(300);
 });
 
-test('a draw from past the last whole million is drawn again', () => {
+test('a random number after the last whole million is replaced', () => {
   const draws = [4_294_967_295, 4_294_000_000, 4_293_999_999];
   const random = spyOn(crypto, 'getRandomValues').mockImplementation(<T>(array: T): T => {
     (array as Uint32Array)[0] = draws.shift() as number;

@@ -19,7 +19,7 @@ const refusal = (read: () => unknown): string => {
   throw new Error('it was accepted');
 };
 
-test('without anything, everything has its default', () => {
+test('without any setting, everything has its default', () => {
   expect(readEnvironment({})).toEqual(readOptions({}));
   expect(readOptions({})).toMatchObject({
     port: 3001,
@@ -59,7 +59,7 @@ test.each([
   ['AMESH_LOG_CLIENTS', '2'],
   ['METRICS_PORT', 'x'],
   ['AMESH_MAX_CONNECTIONS', '0'],
-])('%s=%s is refused with its name, what came and what is accepted', (env, value) => {
+])('%s=%s is refused; the message has the name, the value and what is accepted', (env, value) => {
   const { accepts } = Object.values(settings).find((setting) => setting.env === env) as {
     accepts: string;
   };
@@ -90,9 +90,12 @@ describe('options', () => {
     [{ accessToken: 5 }, 'accessToken: not accepted, expected 16 to 256 characters'],
     [{ accessTokensFile: '' }, 'accessTokensFile: got "", expected the path of a file'],
     [{ allowedOrigins: 'https://a' }, 'allowedOrigins: got "https://a", expected an array'],
-    [{ allowedOrigins: ['*', 'a'] }, 'allowedOrigins: "a" is no origin; expected origins as'],
-    [{ allowedOrigins: ['{x}'] }, 'allowedOrigins: "{x}" is no origin; expected origins as'],
-    [{ trustProxy: '1', trustedProxies: ['a'] }, 'trustedProxies: "a" is no address and no range'],
+    [{ allowedOrigins: ['*', 'a'] }, 'allowedOrigins: "a" is not an origin; expected origins as'],
+    [{ allowedOrigins: ['{x}'] }, 'allowedOrigins: "{x}" is not an origin; expected origins as'],
+    [
+      { trustProxy: '1', trustedProxies: ['a'] },
+      'trustedProxies: "a" is neither an address nor a range',
+    ],
     [{ trustProxy: '1', trustedProxies: [] }, 'trustedProxies: got [], expected an array'],
     [{ trustedProxies: ['::1'] }, 'trustedProxies: set, but trustProxy is not'],
   ])('%p is refused', (options, message) => {
@@ -106,7 +109,7 @@ describe('options', () => {
   });
 });
 
-test('lists stand in the environment with commas or blanks', () => {
+test('lists in the environment are separated by commas or blanks', () => {
   const config = readEnvironment({
     AMESH_TRUST_PROXY: '1',
     AMESH_TRUSTED_PROXIES: '10.0.0.0/8, ::1',
@@ -117,7 +120,7 @@ test('lists stand in the environment with commas or blanks', () => {
   expect(config.allowedOrigins).toEqual(['https://a.test', 'chrome-extension://abc']);
 });
 
-test('an access token is shown nowhere', () => {
+test('an access token is never shown', () => {
   const AMESH_ACCESS_TOKEN = 'n5Jk-Zq_3vWcR8sTx0bLmD2y';
   const config = readEnvironment({ AMESH_ACCESS_TOKEN });
   const shown = JSON.stringify([
@@ -132,7 +135,7 @@ test('an access token is shown nowhere', () => {
   expect(wrong).not.toContain('n5Jk');
 });
 
-test('the metrics may share the port on another address, and where the system chooses both', () => {
+test('the metrics may use the same port on another address, or if the system chooses both ports', () => {
   const elsewhere = { METRICS_PORT: '3001', METRICS_HOST: '127.0.0.1' };
   expect(readEnvironment(elsewhere).metricsPort).toBe(3001);
   expect(readEnvironment({ PORT: '0', METRICS_PORT: '0' }).metricsPort).toBe(0);
@@ -177,7 +180,7 @@ test.each([
   expect(message).not.toMatch(/se.?cret/);
 });
 
-test('TLS to Redis names the server, unless that is an address', () => {
+test('TLS to Redis sends the server name, unless the host is an address', () => {
   const tls = (url: string) => readEnvironment({ REDIS_URL: url }).redisUrl?.tls;
   expect(tls('rediss://redis.example.com')).toEqual({ servername: 'redis.example.com' });
   expect(tls('rediss://10.0.0.1')).toEqual({});
@@ -185,7 +188,7 @@ test('TLS to Redis names the server, unless that is an address', () => {
   expect(tls('redis://redis.example.com')).toBeUndefined();
 });
 
-test('what differs from the defaults is told as it was set, and no secret with it', () => {
+test('the changed settings are shown as they were set, without secrets', () => {
   const environment = {
     PORT: '3001',
     AMESH_SESSION_TTL: ' 60 ',
@@ -199,7 +202,7 @@ test('what differs from the defaults is told as it was set, and no secret with i
   expect(changedSettings({})).toEqual({});
 });
 
-test("a misspelt name is found, a client's own is not", () => {
+test('a misspelt name is reported, one of the amesh client is not', () => {
   const environment = {
     AMESH_MAX_CONECTIONS: '5',
     AMESH_MAX_SESSIONS: '5',
@@ -209,7 +212,7 @@ test("a misspelt name is found, a client's own is not", () => {
   expect(unknownSettings(environment)).toEqual(['AMESH_MAX_CONECTIONS']);
 });
 
-test('the default that is shown is the default in force', () => {
+test('the default that is shown is the default that is used', () => {
   for (const [name, { env, shownDefault }] of Object.entries(settings)) {
     const shown = readEnvironment({ [env]: shownDefault });
     expect(shown[name as keyof typeof shown]).toEqual(

@@ -6,7 +6,7 @@ const listen = { type: 'listen', otc: '482916' };
 const data = (payload: string) => ({ type: 'data', payload });
 
 describe('a drain', () => {
-  test('lets a pairing finish, and refuses newcomers meanwhile', async () => {
+  test('lets a pairing finish, and refuses new sockets and sessions', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     const idle = await relay.connect();
@@ -33,7 +33,7 @@ describe('a drain', () => {
     expect(fetch(`${relay.http}/health`)).rejects.toThrow();
   });
 
-  test('lets a controller with a socket of its own still join', async () => {
+  test('lets a controller join whose socket is already open', async () => {
     const relay = await startRelay();
     const [target, controller] = [await relay.connect(), await relay.connect()];
     target.send(listen);
@@ -48,7 +48,7 @@ describe('a drain', () => {
     await within(stopped, 'the drain to end');
   });
 
-  test('waits for an open bootstrap, and not for a mere watch', async () => {
+  test('waits for an unanswered init, but not for a watch without one', async () => {
     const relay = await startRelay();
     const [watcher, target] = [await relay.connect(), await relay.connect()];
     for (const jti of ['bt_1', 'bt_2']) {
@@ -69,7 +69,7 @@ describe('a drain', () => {
     await within(stopped, 'the drain to end');
   });
 
-  test('ends with the stage of what is under way, or when its own time is up', async () => {
+  test('ends when the last pairing expires, or after its own time', async () => {
     const relay = await startRelay();
     const { target } = await relay.pair();
     const stopped = relay.server.stop({ drain: true });
@@ -94,7 +94,7 @@ describe('a drain', () => {
     await target.expectClose(1001, 'relay_shutting_down');
   });
 
-  test('under load loses no pairing that had begun', async () => {
+  test('loses no pairing that had begun, under load', async () => {
     const relay = await startRelay({ maxConnectionsPerClient: 1000, maxListens: 1000 });
     const pairs = await Promise.all(
       Array.from({ length: 200 }, (_, i) => relay.pair(String(i).padStart(6, '0'))),
@@ -124,7 +124,7 @@ describe('a drain', () => {
 });
 
 describe('the library', () => {
-  test('starts once, stops as often as it is told, and leaves nothing behind', async () => {
+  test('starts once, can be stopped several times, and leaves nothing open', async () => {
     const relay = await createRelayServer({ port: 0, host: '127.0.0.1', logLevel: 'silent' });
     const { host, port, url } = await relay.start();
     expect(url).toBe(`ws://127.0.0.1:${port}/ws`);
@@ -170,7 +170,7 @@ describe('the library', () => {
     expect(await new Response(child.stdout).text()).toBe('stopped\n');
   });
 
-  test('refuses what it does not know, and a port that is taken', async () => {
+  test('refuses unknown options, and a port that is in use', async () => {
     expect(createRelayServer({ port: 70_000 })).rejects.toThrow(
       'port: got 70000, expected a whole number from 0 to 65535',
     );

@@ -1,4 +1,4 @@
-/** What breaks, or is broken on purpose: everyone else goes on pairing, and nothing is left behind. */
+/** Faults and attacks: all other clients continue to pair, and nothing is left in memory. */
 import { afterEach, describe, expect, setSystemTime, test } from 'bun:test';
 import { connect as dial, type Socket } from 'node:net';
 import { readOptions } from '../src/config.ts';
@@ -27,7 +27,7 @@ const UPGRADE = [
   '\r\n',
 ].join('\r\n');
 
-/** A masked text frame, the mask being zero. */
+/** A text frame with a mask of zero. */
 function frame(text: string): Buffer {
   const payload = Buffer.from(text);
   const head =
@@ -37,7 +37,7 @@ function frame(text: string): Buffer {
   return Buffer.concat([Buffer.from([...head, 0, 0, 0, 0]), payload]);
 }
 
-/** A TCP connection that says whatever it likes. */
+/** A TCP connection that can send any bytes. */
 async function raw(
   relay: TestRelay,
   ...what: (string | Buffer)[]
@@ -53,7 +53,7 @@ async function raw(
   return socket;
 }
 
-/** Two honest devices pair, and when they and a minute have gone, every book is empty. */
+/** Two honest devices pair. When they have left and a minute has passed, every collection of the relay is empty. */
 async function expectHealthy(relay: TestRelay): Promise<void> {
   const { target, controller } = await relay.pair('999999');
   target.send(data('all is well'));
@@ -66,8 +66,8 @@ async function expectHealthy(relay: TestRelay): Promise<void> {
   expect(Object.entries(relay.sockets.books).filter(([, entries]) => entries > 0)).toEqual([]);
 }
 
-describe('a fault of our own', () => {
-  test('ends the one socket it happened on, and its message is not logged', async () => {
+describe('an error in the relay’s code', () => {
+  test('closes only the socket on which it happened, and its message is not logged', async () => {
     const relay = await startRelay();
     const bystanders = await relay.pair();
     const { pairing } = relay.sockets;
@@ -90,7 +90,7 @@ describe('a fault of our own', () => {
     await expectHealthy(relay);
   });
 
-  test('in a close handler or in the sweep stays there', async () => {
+  test('in a close handler or in the sweep affects nothing else', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     const { pairing } = relay.sockets;
@@ -115,7 +115,7 @@ describe('a fault of our own', () => {
 });
 
 describe('connections that go wrong', () => {
-  test('half an upgrade, broken off or left hanging', async () => {
+  test('half an upgrade, closed or left open', async () => {
     const relay = await startRelay();
     for (let i = 0; i < 100; i += 1) {
       const socket = await raw(relay, UPGRADE.slice(0, 20 + i));
@@ -182,8 +182,8 @@ describe('connections that go wrong', () => {
 });
 
 describe('a peer that does not read', () => {
-  test('ends the session for both with 4004 once a mebibyte waits, and loses nothing before', async () => {
-    // The operating system takes megabytes of its own before anything waits in the relay.
+  test('ends the session for both with 4004 when a mebibyte waits, and loses nothing before', async () => {
+    // The operating system buffers megabytes before anything waits in the relay.
     const relay = await startRelay({ maxSessionBytes: 100_000_000 });
     const target = await relay.connect();
     target.send(listen('482916'));
@@ -201,7 +201,7 @@ describe('a peer that does not read', () => {
     await expectHealthy(relay);
   });
 
-  test('of refusals either', async () => {
+  test('is closed even if only refusals wait for it', async () => {
     const relay = await startRelay({
       maxFrameBytes: 1024,
       maxBacklogBytes: 1024,
@@ -261,7 +261,7 @@ describe('races', () => {
   });
 });
 
-describe('the clock on the wall', () => {
+describe('the system clock', () => {
   afterEach(() => {
     setSystemTime();
   });
@@ -288,8 +288,8 @@ describe('the clock on the wall', () => {
   );
 });
 
-describe('one address at its worst', () => {
-  test('has a budget of requests, and what it sends beyond that is not even read', async () => {
+describe('a hostile address', () => {
+  test('has a budget of requests, and requests over the budget are not read', async () => {
     if (isNotForTwo('each instance has its own')) return;
     const relay = await startRelay({ maxConnectionsPerClient: 10 });
     const socket = await raw(relay, 'GET / HTTP/1.1\r\nHost: relay\r\n\r\n'.repeat(100));
@@ -303,7 +303,7 @@ describe('one address at its worst', () => {
     expect(await openClient(relay.url).catch((error: Error) => error.message)).toBe(
       'the socket did not open',
     );
-    // Probes are answered all the same, one for each connection, and a budget flows back.
+    // Probes are still answered, one for each connection, and the budget is refilled.
     for (const path of ['/health', '/livez']) {
       const probes = `GET ${path} HTTP/1.1\r\nHost: relay\r\n\r\n`.repeat(50);
       const prober = await raw(relay, probes);
@@ -314,7 +314,7 @@ describe('one address at its worst', () => {
     (await relay.connect()).close();
   });
 
-  test('a socket that was refused and does not close is cut off', async () => {
+  test('a refused socket that does not close is terminated', async () => {
     if (isNotForTwo('each instance has its own')) return;
     const relay = await startRelay({ maxConnectionsPerClient: 1 });
     await relay.connect();
@@ -326,7 +326,7 @@ describe('one address at its worst', () => {
     await until(() => refused.destroyed, 'it is cut off');
   });
 
-  test('a peer that takes nothing for 10 s ends its pairing with 4004, one that reads slowly does not', async () => {
+  test('a peer that reads nothing for 10 s ends its pairing with 4004, one that reads slowly does not', async () => {
     if (isNotForTwo('a deaf peer on another instance is dealt with there')) return;
     const relay = await startRelay({ maxBacklogBytes: 100_000_000, maxSessionBytes: 100_000_000 });
     const sender = await relay.connect();
@@ -339,7 +339,7 @@ describe('one address at its worst', () => {
     for (let i = 0; i < 300; i += 1) sender.send(data(payload));
     await until(() => relay.sockets.stats.framesForwarded === 300, 'all is forwarded');
     relay.pass(9000);
-    // It takes some, and so has another 10 s.
+    // It reads some bytes, and so gets another 10 s.
     const before = deaf.received.length;
     deaf.resume();
     await until(() => deaf.received.length > before + 1_000_000, 'it reads');

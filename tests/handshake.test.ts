@@ -1,4 +1,4 @@
-/** A whole pairing with the cryptography of the deployed clients, through an honest relay and a meddling one. */
+/** A whole pairing with the cryptography of the deployed clients, through an honest relay and a hostile one. */
 import { expect, test } from 'bun:test';
 import { p256 } from '@noble/curves/nist.js';
 import {
@@ -21,7 +21,7 @@ const payloadOf = async (client: Client): Promise<string> => {
   return String(payload);
 };
 
-/** A side's half of the handshake, over a socket of the relay. */
+/** One side of the handshake, over a socket of the relay. */
 const handshake = (client: Client, me: Device, role: 'target' | 'controller') =>
   handshakeOf07(
     {
@@ -32,7 +32,7 @@ const handshake = (client: Client, me: Device, role: 'target' | 'controller') =>
     role,
   );
 
-/** What a socket takes in, noted on the way. */
+/** Records the frames that a socket receives. */
 function overheard(...clients: Client[]): string[] {
   const frames: string[] = [];
   for (const { ws } of clients)
@@ -77,7 +77,7 @@ test('two devices pair, their SAS agree, and the relay saw nothing but ciphertex
   }
 });
 
-test('a relay that swaps the ephemeral keys reads everything, and is given away by the SAS', async () => {
+test('a relay that replaces the ephemeral keys reads everything, but the SAS differ', async () => {
   const relay = await startRelay();
   const toTarget = await relay.pair('111111');
   const toController = await relay.pair('222222');

@@ -9,7 +9,7 @@ const UPGRADE = {
   'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==',
 };
 
-/** Sends text over TCP; resolves to what comes back, up to the end of the headers or of the connection. */
+/** Sends text over TCP. Resolves to the answer, up to the end of the headers or of the connection. */
 async function raw(port: number, text: string, end: string): Promise<string> {
   const answered = Promise.withResolvers<string>();
   let answer = '';
@@ -30,7 +30,7 @@ async function raw(port: number, text: string, end: string): Promise<string> {
   return all;
 }
 
-test('health is exactly two fields, and counts sessions', async () => {
+test('health has exactly two fields, and counts sessions', async () => {
   const relay = await startRelay();
   const get = async () => (await fetch(`${relay.http}/health`)).text();
   expect(await get()).toBe('{"status":"ok","sessions":0}\n');
@@ -85,7 +85,7 @@ test.each([
   if (method !== 'HEAD') expect(await response.json()).toBeObject();
 });
 
-test('a path that is too long is 414, whatever it begins with', async () => {
+test('a path that is too long gets 414, whatever it begins with', async () => {
   const relay = await startRelay();
   for (const path of [`/${'x'.repeat(256)}`, `${'/'.repeat(300)}health`, '/'.repeat(14_000)]) {
     const answer = await raw(relay.port, `GET ${path} HTTP/1.1\r\nHost: a\r\n\r\n`, '}\n');
@@ -118,7 +118,7 @@ describe('a request that is unusual in its first lines', () => {
     ['with an absolute target', 'GET http://other.test:80PATH HTTP/1.1\r\nHost: relay.test\r\n'],
     ['with an absolute target and no Host', 'GET http://other.testPATH HTTP/1.0\r\n'],
     ['with doubled slashes', 'GET /PATH HTTP/1.1\r\nHost: relay.test\r\n'],
-  ])('%s gets its health and its WebSocket', async (_what, head) => {
+  ])('%s gets /health and a WebSocket', async (_what, head) => {
     const relay = await startRelay();
     const health = await raw(relay.port, `${head.replace('PATH', '/health')}\r\n`, '}\n');
     expect(health).toStartWith('HTTP/1.1 200 ');
@@ -129,7 +129,7 @@ describe('a request that is unusual in its first lines', () => {
   });
 });
 
-test('HEAD tells the length that GET would have', async () => {
+test('HEAD gives the length that GET would have', async () => {
   const relay = await startRelay();
   for (const path of ['/health', '/livez', '/', '/nope']) {
     const { length } = await (await fetch(relay.http + path)).bytes();
@@ -143,7 +143,7 @@ test('HEAD tells the length that GET would have', async () => {
   }
 });
 
-test('a page on another site may read what is public, and no more', async () => {
+test('a page on another site may read only what is public', async () => {
   const relay = await startRelay();
   const origin = 'https://status.example.com';
   const allowed = async (path: string, method = 'GET'): Promise<string | null> => {
@@ -164,7 +164,7 @@ test('a page on another site may read what is public, and no more', async () => 
   expect(await allowed('/nope')).toBeNull();
 });
 
-test('/ws says what a request lacks that is no upgrade', async () => {
+test('/ws says what is missing in a request that is not an upgrade', async () => {
   const relay = await startRelay();
   const missing = async (headers: Record<string, string>): Promise<string[]> => {
     const response = await fetch(relay.url.replace(/^ws/, 'http'), { headers });
@@ -184,7 +184,7 @@ test.each([
   ['@{}', 400],
   ['a,,b', 400],
   ['', 400],
-])('the subprotocols %p are answered %p', async (protocols, status) => {
+])('a request with the subprotocols %p gets %p', async (protocols, status) => {
   const relay = await startRelay();
   const headers = Object.entries({ ...UPGRADE, 'sec-websocket-protocol': protocols });
   const lines = headers.map(([name, value]) => `${name}: ${value}`);

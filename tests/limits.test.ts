@@ -9,7 +9,7 @@ import {
 } from '../src/admission/limits.ts';
 
 describe('attempts', () => {
-  test('the fifth in a window spends a key, until the oldest is a minute old', () => {
+  test('the fifth attempt in a window uses up the limit, until the oldest is a minute old', () => {
     const attempts = new Attempts(5);
     for (const at of [0, 10, 20, 30]) attempts.add('a', at);
     expect(attempts.isSpent('a', 40)).toBe(false);
@@ -39,13 +39,13 @@ describe('attempts', () => {
     expect(allowed.length).toBeGreaterThan(10);
   });
 
-  test('a limit of one is a limit of one', () => {
+  test('a limit of one allows one attempt', () => {
     const attempts = new Attempts(1);
     attempts.add('a', 0);
     expect([attempts.isSpent('a', 59_999), attempts.isSpent('a', 60_000)]).toEqual([true, false]);
   });
 
-  test('the book forgets whoever was last here a minute ago, and nobody else', () => {
+  test('a sweep removes exactly the keys whose last attempt is a minute old', () => {
     const attempts = new Attempts(5);
     attempts.add('early', 0);
     attempts.add('stays', 1);
@@ -56,7 +56,7 @@ describe('attempts', () => {
     expect(attempts.size).toBe(0);
   });
 
-  test('whoever tries again moves behind the others, and the sweep misses nobody', () => {
+  test('a new attempt moves its key to the end, and the sweep misses no key', () => {
     const attempts = new Attempts(5);
     attempts.add('early', 0);
     attempts.add('once', 1);
@@ -65,14 +65,14 @@ describe('attempts', () => {
     expect(attempts.size).toBe(1);
   });
 
-  test('who stands in a full book is still counted', () => {
+  test('keys that are tracked are still counted when no new ones fit', () => {
     const attempts = new Attempts(2, 1);
     attempts.add('here', 0);
     attempts.add('here', 1);
     expect([attempts.size, attempts.isSpent('here', 2)]).toEqual([1, true]);
   });
 
-  test('the book is bounded, and nobody in it is forgotten because of newcomers', () => {
+  test('the number of keys is limited, and new keys do not replace tracked ones', () => {
     const attempts = new Attempts(2, 1000);
     attempts.add('honest', 0);
     attempts.add('honest', 1);
@@ -88,7 +88,7 @@ describe('attempts', () => {
 describe('IPv6', () => {
   const at = (d: number, c = 3): string => `2001:db8:${c.toString(16)}:${d.toString(16)}::/64`;
 
-  test('a client belongs to its /64, its /56 and its /48; an IPv4 address to itself', () => {
+  test('a client is counted for its /64, its /56 and its /48; an IPv4 address for itself', () => {
     expect(networksOf('2001:db8:3:12ab::/64')).toEqual([
       '2001:db8:3:12ab::/64',
       '2001:db8:3:1200::/56',
@@ -120,7 +120,7 @@ describe('IPv6', () => {
 });
 
 describe('a count by the minute', () => {
-  test('is spent after so many, until the minute that began with the first is over', () => {
+  test('is used up after `max` events, until a minute after the first one', () => {
     const listens = new MinuteCount(3);
     for (const now of [0, 10_000, 59_000]) {
       expect(listens.isSpent('a', now)).toBe(false);
@@ -135,7 +135,7 @@ describe('a count by the minute', () => {
     expect(listens.size).toBe(0);
   });
 
-  test('is bounded, and newcomers push nobody out', () => {
+  test('has a limited number of keys, and new keys do not replace tracked ones', () => {
     const listens = new MinuteCount(1, 2);
     for (const client of ['a', 'b', 'c']) listens.add(client, 0);
     expect(['a', 'b', 'c'].map((client) => listens.isSpent(client, 1))).toEqual([
@@ -148,7 +148,7 @@ describe('a count by the minute', () => {
 });
 
 describe('a budget', () => {
-  test('gives a burst, then what flows back each second', () => {
+  test('allows a burst, then what is refilled each second', () => {
     const bytes = new Budget(100, 10);
     expect([bytes.take('a', 60, 0), bytes.take('a', 41, 0), bytes.take('a', 40, 0)]).toEqual([
       true,
@@ -160,7 +160,7 @@ describe('a budget', () => {
     expect(bytes.take('b', 101, 0)).toBe(false);
   });
 
-  test('forgets whoever has all of it again, and is bounded', () => {
+  test('removes clients whose budget is full again, and has a limited number of keys', () => {
     const bytes = new Budget(100, 10, 2);
     for (const client of ['a', 'b', 'c']) bytes.take(client, 20, 0);
     expect(bytes.size).toBe(2);
@@ -171,13 +171,13 @@ describe('a budget', () => {
   });
 });
 
-test('a book holds 100,000 keys unless told otherwise', () => {
+test('a limit tracks 100,000 keys by default', () => {
   const attempts = new Attempts(5);
   for (let i = 0; i < 100_100; i += 1) attempts.add(`${i}`, 0);
   expect(attempts.size).toBe(100_000);
 });
 
-test('a tally counts what each key holds, and forgets who holds nothing', () => {
+test('a tally counts for each key, and removes keys whose count is zero', () => {
   const tally = new Tally();
   tally.add('a');
   tally.add('a');

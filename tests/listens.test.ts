@@ -1,4 +1,4 @@
-/** Every `listen` that is accepted tells that nobody else has the code: so many, and no more. */
+/** Each accepted `listen` shows that nobody else uses the code, so their number is limited. */
 import { expect, test } from 'bun:test';
 import { isNotForTwo, openClient, startRelay, until } from './support.ts';
 
@@ -6,10 +6,10 @@ const listen = (otc: string) => ({ type: 'listen', otc });
 const connect = (otc: string) => ({ type: 'connect', otc });
 const open = { type: 'ack', message: 'session_open' };
 
-test('sixty in any 60 s, whatever became of them, where sixty is the limit', async () => {
+test('with a limit of sixty, sixty in any 60 s, also if their sessions have ended', async () => {
   if (isNotForTwo('time passes in Redis too')) return;
   const relay = await startRelay({ idleMs: 3_600_000, maxListens: 60 });
-  // Paired with oneself, and finished: an oracle like any other.
+  // A finished pairing of a client with itself shows as much as any other `listen`.
   for (let i = 0; i < 20; i += 1) {
     const { target, controller } = await relay.pair(String(i).padStart(6, '0'));
     target.send({ type: 'done' });
@@ -33,7 +33,7 @@ test('sixty in any 60 s, whatever became of them, where sixty is the limit', asy
   leaver.close();
   await until(() => relay.sockets.pairing.size === 0, 'the leaver is gone');
   await client.refused(listen('300000'), 'rate_limited');
-  // What did not succeed is counted elsewhere, and nobody else is touched.
+  // Failed attempts are counted elsewhere, and other clients are not affected.
   await client.refused(connect('300000'), 'otc_not_found');
   expect(relay.sockets.limits.books.failedCodes).toBe(1);
   relay.pass(30_000);
@@ -41,7 +41,7 @@ test('sixty in any 60 s, whatever became of them, where sixty is the limit', asy
   await client.expect(open);
 });
 
-test('where sessions are full, that a code is free is told no more often', async () => {
+test('a listen that is refused since the relay is full counts too, as it shows that the code is free', async () => {
   const relay = await startRelay({ maxListens: 3, maxSessions: 1 });
   const holder = await relay.connect();
   holder.send(listen('000000'));
@@ -52,7 +52,7 @@ test('where sessions are full, that a code is free is told no more often', async
   await client.refused(listen('000003'), 'rate_limited');
 });
 
-test('one client’s do not count against another', async () => {
+test('the listens of one client do not count for another', async () => {
   const relay = await startRelay({ trustProxy: '1', maxListens: 1 });
   for (const address of ['203.0.113.1', '203.0.113.2']) {
     const client = await openClient(relay.url, { headers: { 'x-forwarded-for': address } });

@@ -30,7 +30,7 @@ test.each([
   if (count > 2) expect(events).toContainEqual(['info', 'i', { port: 3001 }]);
 });
 
-test('plain words at a terminal, in colour if it has any', () => {
+test('plain text at a terminal, in colour if the terminal has colours', () => {
   const fields = { port: 3001, name: 'a', metrics: undefined };
   expect(humanLine('info', 'hello', fields, false)).toMatch(
     /^\d\d:\d\d:\d\d hello {2}port=3001 {2}name=a\n$/,
@@ -41,7 +41,7 @@ test('plain words at a terminal, in colour if it has any', () => {
   expect(Bun.stripANSI(red)).toBe(humanLine('error', 'hello', fields, false));
 });
 
-test('a library tells its log function everything from info up, with a level what it names', async () => {
+test('the library passes its log function all events from info up, or from `logLevel` up', async () => {
   const told = async (options: object): Promise<string[]> => {
     const events: string[] = [];
     const log = (level: string, message: string) => events.push(`${level} ${message}`);
@@ -74,7 +74,7 @@ test.each([
   },
 );
 
-test('a library is silent unless it is told to log', async () => {
+test('the library logs nothing by default', async () => {
   const program = (options: string) =>
     `import { createRelayServer } from ${JSON.stringify(join(import.meta.dir, '../src/index.ts'))};
     const relay = await createRelayServer({ port: 0, host: '127.0.0.1' ${options} });
@@ -93,15 +93,15 @@ test('a library is silent unless it is told to log', async () => {
   ]);
 });
 
-describe('what the log calls a client', () => {
-  test('nothing, its address, or a pseudonym', () => {
+describe('the name of a client in the log', () => {
+  test('is nothing, its address, or a pseudonym', () => {
     const now = (): number => 0;
     expect(new ClientNames(false, now).of('203.0.113.7')).toBeUndefined();
     expect(new ClientNames(true, now).of('203.0.113.7')).toBe('203.0.113.7');
     expect(new ClientNames('pseudonym', now).of('203.0.113.7')).toMatch(/^[0-9a-f]{16}$/);
   });
 
-  test('a pseudonym is the same for a day, and then another one', () => {
+  test('a pseudonym stays the same for a day, then changes', () => {
     let now = 5;
     const names = new ClientNames('pseudonym', () => now);
     const first = names.of('203.0.113.7');
@@ -115,13 +115,13 @@ describe('what the log calls a client', () => {
     expect(names.of('203.0.113.7')).toBe(second);
   });
 
-  test('two relays give one client two pseudonyms, since each has a key of its own', () => {
+  test('two relays give one client different pseudonyms, since each has its own key', () => {
     const [one, another] = [1, 2].map(() => new ClientNames('pseudonym', () => 0).of('192.0.2.1'));
     expect(one).not.toBe(another);
   });
 });
 
-test('a summary counts from the last one, and there is none where nothing happened', () => {
+test('a summary counts since the last one, and there is none if nothing happened', () => {
   const stats = new Stats();
   expect(stats.sinceLast()).toBeUndefined();
   stats.connectionsAccepted += 2;

@@ -1,4 +1,4 @@
-/** Which web pages may use the relay, and which proxies may say what a browser shows. */
+/** Which web pages may use the relay, and which proxies may set the host and the scheme. */
 import { describe, expect, test } from 'bun:test';
 import { type OriginRules, originRefusal, parseOrigin } from '../src/admission/origins.ts';
 import { openClient, startRelay, type TestRelay } from './support.ts';
@@ -61,7 +61,7 @@ describe('whether a page is the relay’s own', () => {
     expect(isIn({ origin, host })).toBe(own);
   });
 
-  test('what the relay cannot be is a page without TLS, where it has TLS', () => {
+  test('a page without TLS is never the own page of a relay with TLS', () => {
     const origin = 'http://relay.test';
     expect(isIn({ origin, host: 'relay.test' }, { isTls: true })).toBe(false);
     const forwarded = { origin, host: 'relay.test', 'x-forwarded-proto': 'https' };
@@ -82,7 +82,7 @@ describe('whether a page is the relay’s own', () => {
     expect(isIn({ ...shown, origin: 'https://inner.test' }, {}, true)).toBe(false);
   });
 
-  test('nobody looks who the proxy is without a need', () => {
+  test('the address of the proxy is asked for only if it is needed', () => {
     const never = (): boolean => {
       throw new Error('asked');
     };
@@ -93,7 +93,7 @@ describe('whether a page is the relay’s own', () => {
   });
 });
 
-test('pages of other hosts come in where they are listed, or all are', () => {
+test('pages of other hosts are accepted if they are listed, or if all are allowed', () => {
   const host = 'relay.test';
   const allowed = ['https://app.test'];
   expect(isIn({ host, origin: 'https://app.test' }, { allowed })).toBe(true);
@@ -107,12 +107,12 @@ test('pages of other hosts come in where they are listed, or all are', () => {
   }
 });
 
-/** What a plain request to /ws is answered: 400 tells that the door is open, and only the upgrade is missing. */
+/** The status of a plain request to /ws: 400 means that it is allowed, and only the upgrade is missing. */
 const statusOf = async (relay: TestRelay, headers: Record<string, string>): Promise<number> =>
   (await fetch(relay.url.replace('ws', 'http'), { headers })).status;
 
 describe('over a socket', () => {
-  test('a stranger’s page is refused before the upgrade, and is told what to set', async () => {
+  test('a page of another host is refused before the upgrade, and the answer says what to set', async () => {
     const relay = await startRelay({ logClients: true });
     const origin = 'https://evil.test';
     const response = await fetch(relay.url.replace('ws', 'http'), { headers: { origin } });
@@ -130,7 +130,7 @@ describe('over a socket', () => {
     expect(await statusOf(relay, { origin: '<script>' })).toBe(403);
   });
 
-  test('a stranger’s page spends none of its visitor’s wrong tokens', async () => {
+  test('a page of another host does not use up its visitor’s wrong tokens', async () => {
     const token = 'n5Jk-Zq_3vWcR8sTx0bLmD2y';
     const relay = await startRelay({ accessToken: token });
     const guess = (query: string, headers: Record<string, string>) =>

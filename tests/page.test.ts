@@ -36,7 +36,7 @@ const asBrowser = (url: string, headers: Record<string, string> = {}): Promise<R
   fetch(url, { headers: { accept: BROWSER_ACCEPT, ...headers } });
 
 describe('GET /', () => {
-  test('tells machines the facts, and no more', async () => {
+  test('gives machines the facts and nothing else', async () => {
     const url = await startRelay();
     const facts = {
       name: '@authmesh/relay',
@@ -54,7 +54,7 @@ describe('GET /', () => {
     }
   });
 
-  test('tells who the caller is by the rule in force', async () => {
+  test('shows the caller’s address by the configured rule', async () => {
     const url = await startRelay({ trustProxy: 'hops:1' });
     const response = await fetch(url, { headers: { 'x-forwarded-for': '6.6.6.6, 198.51.100.7' } });
     expect(await response.json()).toMatchObject({
@@ -62,7 +62,7 @@ describe('GET /', () => {
     });
   });
 
-  test('believes X-Forwarded-Proto where it trusts a proxy, and only there', async () => {
+  test('uses X-Forwarded-Proto only if it trusts the proxy', async () => {
     const websocket = async (url: string): Promise<string> => {
       const response = await fetch(url, { headers: { 'x-forwarded-proto': 'https' } });
       return ((await response.json()) as { websocket: string }).websocket;
@@ -77,7 +77,7 @@ describe('GET /', () => {
     expect((await asBrowser(url)).status).toBe(404);
   });
 
-  test('repeats no header that is no host', async () => {
+  test('does not repeat a Host header that is not a host', async () => {
     const url = await startRelay();
     for (const host of [
       'a"onload="x',
@@ -127,7 +127,7 @@ describe('GET /', () => {
       expect(policy).toContain(`'sha256-${hash}'`);
     }
     expect(text).not.toMatch(/<[^>]+\s(?:style|on[a-z]+)=/);
-    // Nothing is loaded from elsewhere; what leads elsewhere are links.
+    // Nothing is loaded from other hosts. There are only links to them.
     expect(text).not.toMatch(/<(?!a )[^>]+(?:src|href)="https?:/);
   });
 
@@ -148,7 +148,7 @@ describe('GET /', () => {
     expect(await page.text()).toContain(words);
   });
 
-  test('says so when it takes a proxy for its client', async () => {
+  test('says so when it counts a proxy as the client', async () => {
     const url = await startRelay();
     const text = await (await asBrowser(url, { 'x-forwarded-for': '198.51.100.7' })).text();
     expect(text).toContain('AMESH_TRUST_PROXY');
@@ -157,7 +157,7 @@ describe('GET /', () => {
   });
 });
 
-describe('the very same page', () => {
+describe('the same page', () => {
   const home = join(import.meta.dir, '..');
   let folder: string;
   let expected: string;
@@ -188,7 +188,7 @@ describe('the very same page', () => {
     }
   }
 
-  test('from a bundle, with no sources beside it', async () => {
+  test('from a bundle without sources', async () => {
     const build = Bun.spawn([process.execPath, join(home, 'tools/bundle.ts'), folder]);
     expect(await build.exited).toBe(0);
     expect(await pageOf(join(folder, 'cli.js'))).toBe(expected);
@@ -210,7 +210,7 @@ describe('the very same page', () => {
   });
 });
 
-/** As fetch would not send it. */
+/** A request that fetch would not send. */
 async function rawGet(url: string, host: string): Promise<string> {
   const { port } = new URL(url);
   const answer = Promise.withResolvers<string>();
@@ -261,7 +261,7 @@ describe.skipIf(!executablePath)('in Chromium', () => {
   const DESKTOP = { width: 1100, height: 800 };
   const PHONE = { width: 360, height: 740 };
 
-  /** Opens the page, and takes down whatever it complains of or asks elsewhere for. */
+  /** Opens the page. Records its errors and its requests to other hosts. */
   async function open(
     options: BrowserContextOptions = {},
     at = url,
@@ -337,7 +337,7 @@ describe.skipIf(!executablePath)('in Chromium', () => {
     await page.context().close();
   });
 
-  test('what fails is said with what to change', async () => {
+  test('a failed step is shown with what to change', async () => {
     const { page } = await open({}, await startRelay({ maxFrameBytes: 8192 }));
     await page.locator('#run').click();
     expect(await verdict(page)).toBe('A device would not get through from here.');
@@ -345,7 +345,7 @@ describe.skipIf(!executablePath)('in Chromium', () => {
     await page.context().close();
   });
 
-  test('a relay that was stopped is not called up', async () => {
+  test('a stopped relay is not shown as up', async () => {
     const relay = await createRelayServer({ port: 0, host: '127.0.0.1', logLevel: 'silent' });
     const { port } = await relay.start();
     const { page } = await open({}, `http://127.0.0.1:${port}/`);
@@ -394,7 +394,7 @@ describe.skipIf(!executablePath)('in Chromium', () => {
     },
   );
 
-  test('a page of another host does not get in, and one that is listed does', async () => {
+  test('a page of another host is refused, and one that is listed is accepted', async () => {
     const other = `http://localhost:${new URL(url).port}`;
     const listing = await startRelay({ allowedOrigins: [other] });
     const { page } = await open({}, other);
@@ -408,14 +408,14 @@ describe.skipIf(!executablePath)('in Chromium', () => {
           }),
         `${relay.replace('http:', 'ws:')}ws`,
       );
-    // The page's own rules keep it from other hosts, so it has to be one without any.
+    // The relay's own page may not connect to other hosts, so this uses a page without a policy.
     await page.goto(`${other}/health`);
     expect([await opens(url), await opens(listing)]).toEqual([false, true]);
     expect(await opens(`${other}/`)).toBe(true);
     await page.context().close();
   });
 
-  test('a private relay: asks for the token, pairs with it, shows it nowhere', async () => {
+  test('a private relay: asks for the token, pairs with it, and never shows it', async () => {
     const token = 'a-token-for-the-page_01234';
     const home = await startRelay({ accessToken: token });
     const { page, complaints } = await open(
@@ -498,7 +498,7 @@ describe.skipIf(!executablePath)('in Chromium', () => {
     }
   });
 
-  test('a proxy that the relay takes for its client is a warning', async () => {
+  test('a proxy that the relay counts as the client is a warning', async () => {
     const { page } = await open({ extraHTTPHeaders: { 'x-forwarded-for': '198.51.100.7' } });
     await page.locator('#run').click();
     expect(await verdict(page)).toBe('A device gets through from here, with a warning.');

@@ -24,7 +24,7 @@ function session(pairing: Pairing, otc: string, at: number, controller?: Peer): 
 }
 
 describe('opening and joining', () => {
-  test('a target waits, a controller joins, and both hold the session', () => {
+  test('a target waits, a controller joins, and both have the session', () => {
     const pairing = create();
     const [target, controller] = [new Peer(), new Peer()];
     const opened = pairing.open(target, '000001', 5) as Session;
@@ -38,7 +38,7 @@ describe('opening and joining', () => {
     expect(controller.session).toBe(opened);
   });
 
-  test('who may do what on a code, by the state of it', () => {
+  test('what each peer may do on a code, for each state of the code', () => {
     const states = {
       free: () => create(),
       waiting: () => {
@@ -72,7 +72,7 @@ describe('opening and joining', () => {
     ]);
   });
 
-  test('a peer is in at most one session, and the second attempt harms nothing', () => {
+  test('a peer is in at most one session, and a second attempt changes nothing', () => {
     const pairing = create();
     const first = session(pairing, '000001', 0);
     const { target } = first;
@@ -95,36 +95,38 @@ describe('opening and joining', () => {
   });
 });
 
-describe('carrying', () => {
-  test('counts both directions together, up to the limit and no further', () => {
+describe('counting frames', () => {
+  test('counts the bytes of both directions together, up to the limit', () => {
     const pairing = create();
     const controller = new Peer();
     const { target } = session(pairing, '000001', 0, controller);
-    expect(pairing.carry(target, 60, 0)).toMatchObject({ bytes: 60 });
-    expect(pairing.carry(controller, 41, 0)).toBe('session_data_limit');
-    expect(pairing.carry(controller, 40, 0)).toMatchObject({ bytes: 100 });
-    expect(pairing.carry(target, 0, 0)).toMatchObject({ bytes: 100 });
-    expect(pairing.carry(target, 1, 0)).toBe('session_data_limit');
+    expect(pairing.countFrame(target, 60, 0)).toMatchObject({ bytes: 60 });
+    expect(pairing.countFrame(controller, 41, 0)).toBe('session_data_limit');
+    expect(pairing.countFrame(controller, 40, 0)).toMatchObject({ bytes: 100 });
+    expect(pairing.countFrame(target, 0, 0)).toMatchObject({ bytes: 100 });
+    expect(pairing.countFrame(target, 1, 0)).toBe('session_data_limit');
   });
 
-  test('counts frames too, since an empty one costs no byte', () => {
+  test('counts frames too, since an empty one has no payload bytes', () => {
     const pairing = create({ maxSessionFrames: 2 });
     const controller = new Peer();
     const { target } = session(pairing, '000001', 0, controller);
-    expect(pairing.carry(target, 0, 0)).toMatchObject({ frames: 1 });
-    expect(pairing.carry(controller, 0, 0)).toMatchObject({ frames: 2 });
-    expect(pairing.carry(target, 0, 0)).toBe('session_data_limit');
+    expect(pairing.countFrame(target, 0, 0)).toMatchObject({ frames: 1 });
+    expect(pairing.countFrame(controller, 0, 0)).toMatchObject({ frames: 2 });
+    expect(pairing.countFrame(target, 0, 0)).toBe('session_data_limit');
   });
 
   test('needs a session, and a controller in it', () => {
     const pairing = create();
-    expect(pairing.carry(new Peer(), 1, 0)).toBe('no_session');
-    expect(pairing.carry(session(pairing, '000001', 0).target, 1, 0)).toBe('peer_not_connected');
+    expect(pairing.countFrame(new Peer(), 1, 0)).toBe('no_session');
+    expect(pairing.countFrame(session(pairing, '000001', 0).target, 1, 0)).toBe(
+      'peer_not_connected',
+    );
   });
 });
 
 describe('ending', () => {
-  test('leaves neither peer nor code anything, and not the next session on that code', () => {
+  test('clears both peers and the code, and does not affect the next session on that code', () => {
     const pairing = create();
     const controller = new Peer();
     const first = session(pairing, '000001', 0, controller);
@@ -135,8 +137,8 @@ describe('ending', () => {
       0,
     ]);
     const second = session(pairing, '000001', 0, new Peer());
-    expect(pairing.carry(first.target, 1, 0)).toBe('no_session');
-    expect(pairing.carry(controller, 1, 0)).toBe('no_session');
+    expect(pairing.countFrame(first.target, 1, 0)).toBe('no_session');
+    expect(pairing.countFrame(controller, 1, 0)).toBe('no_session');
     expect(second.target.session).toBe(second);
     expect(pairing.size).toBe(1);
   });
@@ -163,23 +165,23 @@ describe('expiry', () => {
     expect(pairing.isOver(only, now)).toBe(isOver);
   });
 
-  test('each frame starts the clock of a pairing again, up to ten times the time to live', () => {
+  test('each frame restarts the time of a pairing, up to ten times the time to live', () => {
     const pairing = create({ maxSessionBytes: 1_000_000 });
     const only = session(pairing, '000001', 0, new Peer());
     const ends: number[] = [];
     for (let now = 0; now < 10 * TTL; now += 1000) {
-      if (now < 5000 || now > 100_000) pairing.carry(only.target, 1, now);
+      if (now < 5000 || now > 100_000) pairing.countFrame(only.target, 1, now);
       if ([...pairing.expired(now)].length > 0) ends.push(now);
     }
-    // Silent from 4 s on, it is over at 34 s. Nobody ended it here, so it stays over until the next frame.
+    // Silent since 4 s, it expires at 34 s. This test does not end it, so it stays expired until the next frame.
     expect([ends[0], ends.at(-1)]).toEqual([34_000, 100_000]);
     expect(pairing.isOver(only, 10 * TTL - 1)).toBe(false);
-    pairing.carry(only.target, 1, 10 * TTL - 1);
+    pairing.countFrame(only.target, 1, 10 * TTL - 1);
     expect(pairing.isOver(only, 10 * TTL)).toBe(true);
     expect([...pairing.expired(10 * TTL)]).toEqual([only]);
   });
 
-  test('meets exactly those whose time is up, oldest first of those that wait', () => {
+  test('returns exactly the expired sessions, the oldest waiting one first', () => {
     const pairing = create();
     const ages = { '000001': 50, '000002': 40, '000003': 35, '000004': 20, '000005': 10 };
     const sessions = Object.entries(ages).map(([otc, age]) =>
@@ -197,13 +199,13 @@ describe('expiry', () => {
     expect([...pairing.expired(100_000)]).toEqual([]);
   });
 
-  test('a busy pairing is met within the second in which its time is up', () => {
+  test('returns a busy pairing within the second in which it expires', () => {
     const pairing = create({ maxSessionBytes: 1_000_000 });
     const sessions = ['000001', '000002'].map((otc) => session(pairing, otc, 0, new Peer()));
     const metAt: Record<string, number> = {};
     for (let now = 0; now < 120_000; now += 1000) {
-      if (now < 45_000) pairing.carry((sessions[0] as Session).target, 1, now);
-      if (now === 7000) pairing.carry((sessions[1] as Session).target, 1, now + 500);
+      if (now < 45_000) pairing.countFrame((sessions[0] as Session).target, 1, now);
+      if (now === 7000) pairing.countFrame((sessions[1] as Session).target, 1, now + 500);
       for (const over of pairing.expired(now)) {
         metAt[over.otc] = now;
         pairing.end(over);

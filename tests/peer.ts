@@ -1,4 +1,4 @@
-/** A peer for tests of pure rules: it holds what the rules give it, and says nothing to anyone. */
+/** A peer for tests of the rules: it stores its session and watches, and sends nothing. */
 import type { Peer, Session, Watch } from '../src/peer.ts';
 
 export class SilentPeer implements Peer {

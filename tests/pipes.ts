@@ -1,10 +1,10 @@
-/** Pipes without a relay: what one side sends goes through a test's hands, and the test says what arrives. */
+/** Pipes without a relay: the test gets what one side sends, and decides what arrives at the other. */
 import { fromBase64, toBase64, type Bytes } from '../src/client/base64.ts';
 import type { Pipe } from '../src/client/channel.ts';
 import { RelayError, type RelayErrorCode } from '../src/client/errors.ts';
 import { Inbox, Wait, type WaitOptions } from '../src/client/inbox.ts';
 
-/** One end. Payloads are the texts that the relay would carry. */
+/** One end. Payloads are the texts that the relay would forward. */
 export class TestPipe implements Pipe {
   /** Called with each payload that this side sends. */
   onSent: (payload: string) => void = () => {};
@@ -32,7 +32,7 @@ export class TestPipe implements Pipe {
     }
   }
 
-  /** Hands this side a payload, as if the other had sent it. */
+  /** Gives this side a payload, as if the other side had sent it. */
   arrive(payload: string): void {
     this.#inbox.put(payload);
   }

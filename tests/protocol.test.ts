@@ -8,7 +8,7 @@ const refusal = (text: string): unknown => {
   return 'malformed' in message ? message.malformed : message;
 };
 
-/** A frame as the name of its test: its first 70 characters. */
+/** The name of a frame's test: its first 70 characters. */
 const label = (text: string): string =>
   text.length > 70 ? `${text.slice(0, 70)}… (${text.length} characters)` : text;
 
@@ -86,7 +86,7 @@ describe('bad frames', () => {
     },
   );
 
-  test('an unreadable init says whom to answer, and no more than was readable', () => {
+  test('a malformed init gives the type and the jti for the answer, if they could be read', () => {
     expect(parse('{"type":"bootstrap_init","jti":"j"}')).toEqual({
       malformed: 'invalid_message',
       type: 'bootstrap_init',
@@ -144,7 +144,7 @@ describe('canonical data', () => {
     '{"type":"data"}',
   ];
 
-  test.each(payloads)('the short road and the long road give the same frame for %p', (payload) => {
+  test.each(payloads)('the fast path and the parser give the same frame for %p', (payload) => {
     const frame = frames.data(payload);
     expect(parse(frame)).toEqual({ type: 'data', payload });
     if (isCanonicalData(frame))
@@ -172,17 +172,17 @@ describe('canonical data', () => {
   });
 });
 
-test('binary is UTF-8 or nothing', () => {
+test('a binary frame must be UTF-8', () => {
   expect(decodeBinary(new TextEncoder().encode('{"type":"done"} 😀'))).toBe('{"type":"done"} 😀');
   expect(decodeBinary(new Uint8Array([0xff, 0xfe]))).toBeUndefined();
-  // A byte order mark is no JSON, in binary as in text.
+  // A byte order mark is not valid JSON, in binary and in text frames.
   expect(refusal(decodeBinary(new TextEncoder().encode('\ufeff{"type":"done"}')) ?? '')).toBe(
     'invalid_message',
   );
   expect(decodeBinary(new Uint8Array([0xed, 0xa0, 0x80]))).toBeUndefined();
 });
 
-test('150,000 random frames: always an answer, and both roads agree', () => {
+test('150,000 random frames: always a result, and the fast path agrees with the parser', () => {
   const seed = Number(process.env.FUZZ_SEED ?? 20_261_124);
   const next = seeded(seed);
   const pick = <T>(from: readonly T[]): T => from[Math.floor(next() * from.length)] as T;
@@ -266,7 +266,7 @@ test('150,000 random frames: always an answer, and both roads agree', () => {
   );
 });
 
-test('brackets are counted outside of strings alone', () => {
+test('brackets are counted only outside of strings', () => {
   const payload = `${'[{'.repeat(2000)}\\"${'['.repeat(100)}`;
   expect(parse(JSON.stringify({ payload, type: 'data' }))).toEqual({ type: 'data', payload });
   for (const nested of [
@@ -279,7 +279,7 @@ test('brackets are counted outside of strings alone', () => {
   expect(parse(JSON.stringify({ type: 'done', flat }))).toEqual({ type: 'done' });
 });
 
-test('a frame has few fields: reading thousands of them costs too much', () => {
+test('a frame with thousands of fields is refused before it is parsed', () => {
   const fields = (count: number): string =>
     Array.from({ length: count }, (_, i) => `,"${'x'.repeat(20)}${i}":0`).join('');
   expect(parse(`{"type":"done"${fields(64)}}`)).toEqual({ type: 'done' });

@@ -20,7 +20,7 @@ import { Inbox, Wait } from '../src/client/inbox.ts';
 
 const seen = (digits: string): string => digits.slice(-2);
 
-/** The share of successes, and between which values the true one lies (Wilson's interval for `z` standard deviations). */
+/** The share of successes, and the interval of the true share (Wilson's interval for `z` standard deviations). */
 function share(successes: number, runs: number, z: number): [number, number] {
   const p = successes / runs;
   const middle = (p + z ** 2 / (2 * runs)) / (1 + z ** 2 / runs);
@@ -35,7 +35,7 @@ function report(what: string, successes: number, runs: number): void {
   );
 }
 
-/** Two lines of a handshake, one for each end. */
+/** Two connections of a handshake, one for each side. */
 function line(): [amesh07.Line, amesh07.Line] {
   const inboxes = [new Inbox<string>(), new Inbox<string>()] as const;
   const end = (mine: Inbox<string>, theirs: Inbox<string>): amesh07.Line => ({
@@ -101,8 +101,8 @@ const hear = async (pipe: TestPipe): Promise<Bytes> => (await pipe.receiveBytes(
 
 /**
  * One attack on the secure handshake.
- * @param first With whom the relay finishes first; then it tries its keys on the other.
- * @param isTold Whether the relay is told the target's key and nonce, as if there were no commitment.
+ * @param first The side with which the relay finishes first. Then it tries keys on the other side.
+ * @param isTold Whether the relay knows the target's key and nonce, as if there were no commitment.
  */
 async function attackSecure(pool: Ephemeral[], first: From, isTold = false): Promise<boolean> {
   const { victims, toTarget, toController } = legs();
@@ -120,7 +120,7 @@ async function attackSecure(pool: Ephemeral[], first: From, isTold = false): Pro
   controller.catch(() => {});
   const [one, another] = pool as [Ephemeral, Ephemeral];
 
-  /** What the digits would be with this key, were the unseen parts as the relay takes them to be. */
+  /** The digits with this key, if the parts that the relay has not seen are as it guesses. */
   const guess = async (own: Ephemeral, unseen: { targetKey: Bytes; nonce: Bytes }) => {
     const commitment = await commitmentTo(otc, unseen.targetKey, unseen.nonce);
     const said = { otc, commitment, controllerKey: own.publicKey, ...unseen };
@@ -131,7 +131,7 @@ async function attackSecure(pool: Ephemeral[], first: From, isTold = false): Pro
     return one;
   };
 
-  /** With the controller: the commitment goes out before the controller's key is seen. */
+  /** With the controller: the relay must send the commitment before it sees the controller's key. */
   const withController = async (own: Ephemeral): Promise<string> => {
     const drawn = crypto.getRandomValues(new Uint8Array(32));
     const commitment = await commitmentTo(otc, own.publicKey, drawn);
@@ -141,7 +141,7 @@ async function attackSecure(pool: Ephemeral[], first: From, isTold = false): Pro
     const said = { otc, commitment, controllerKey, targetKey: own.publicKey, nonce: drawn };
     return (await agree('target', own.privateKey, said)).digits;
   };
-  /** With the target: the key goes out before the target's key and nonce are seen. */
+  /** With the target: the relay must send its key before it sees the target's key and nonce. */
   const withTarget = async (own: Ephemeral, commitment: Bytes) => {
     say(toTarget, 2, own.publicKey);
     const revealed = await hear(toTarget);
@@ -163,7 +163,7 @@ async function attackSecure(pool: Ephemeral[], first: From, isTold = false): Pro
     const guessed = { targetKey: another.publicKey, nonce: new Uint8Array(32) };
     digits = await withController(await fitting(keys.digits, guessed));
   }
-  // The person looks at two digits, and types what the target wants to hear where these two are right.
+  // The person compares two digits, and types what the target expects if these two are right.
   expect(await shown.promise).toBe(digits);
   const records = new Records(toTarget, keys);
   void records.send(kinds.ready);
@@ -175,9 +175,9 @@ async function attackSecure(pool: Ephemeral[], first: From, isTold = false): Pro
   return succeeded;
 }
 
-test('the secure handshake: one attack in a hundred succeeds, which is what two digits are worth', async () => {
+test('the secure handshake: one attack in a hundred succeeds, as expected with two digits', async () => {
   const runs = 2000;
-  // Trying keys finds nothing to work on, so that two are as good as a thousand.
+  // Trying more keys does not help the attacker, so two are enough for this test.
   const pool = [await newEphemeral(), await newEphemeral()];
   let successes = 0;
   for (let run = 0; run < runs; run += 1) {
@@ -191,7 +191,7 @@ test('the secure handshake: one attack in a hundred succeeds, which is what two 
   expect(high).toBeLessThan(0.04);
 }, 60_000);
 
-test('the same attacker succeeds where it is told what the target has committed to', async () => {
+test('the same attacker succeeds if it knows what the target has committed to', async () => {
   const runs = 20;
   const pool = await Promise.all(Array.from({ length: 1000 }, newEphemeral));
   let successes = 0;

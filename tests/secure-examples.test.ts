@@ -1,4 +1,4 @@
-/** Secure pairing as strangers use it: the documentation's programs, a page in Chromium, and another language. */
+/** Secure pairing as users write it: the documentation's programs, a page in Chromium, and another language. */
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
 import { join } from 'node:path';
 import { chromium, type Browser, type Page } from 'playwright-core';
@@ -43,7 +43,7 @@ describe('the documentation’s programs', () => {
   }
 });
 
-test('what a browser has to load is under 12 KB, compressed', async () => {
+test('the code for a browser is under 12 KB, compressed', async () => {
   const home = join(built.folder, 'node_modules/@authmesh/relay/dist');
   const parts = [...new Bun.Glob('*.js').scanSync(home)].filter((name) => name !== 'client.js');
   const texts = await Promise.all(parts.map((name) => Bun.file(join(home, name)).bytes()));
@@ -73,7 +73,7 @@ describe.skipIf(!executablePath)('a page in Chromium', () => {
         '--disable-sync',
       ],
     });
-    // The relay's own page, so that the origin is one that it serves; the library is put beside it.
+    // The page has the relay's own origin, which the relay accepts. The library is added to it.
     page = await browser.newPage({ bypassCSP: true });
     const origin = url.replace(/^ws(.*)\/ws$/, 'http$1');
     const home = join(built.folder, 'node_modules/@authmesh/relay/dist');
@@ -114,7 +114,7 @@ describe.skipIf(!executablePath)('a page in Chromium', () => {
     expect(await inPage).toEqual(['program', 'hello']);
   });
 
-  test('as the controller, and what a wrong answer comes to there', async () => {
+  test('as the controller, and the error after a wrong answer', async () => {
     const digits: PromiseWithResolvers<string>[] = [];
     await page.exposeFunction('showDigits', (shown: string) => digits.at(-1)?.resolve(shown));
     for (const [answer, expected] of [
@@ -148,7 +148,7 @@ describe.skipIf(!executablePath)('a page in Chromium', () => {
   });
 });
 
-/** The first Python that has the package: Debian's own may stand behind another one on the path. */
+/** The first Python that has the package: Debian's own may come after another one in the PATH. */
 const pythonWithCryptography = ['python3', '/usr/bin/python3'].find(
   (command) =>
     Bun.which(command) &&

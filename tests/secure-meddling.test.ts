@@ -1,4 +1,4 @@
-/** What a relay may do to a secure pairing: everything is tried, and then 100,000 payloads from a seed. No relay, no wait. */
+/** What a hostile relay can do to a secure pairing: each attack, and then 100,000 payloads from a seed. Without a relay. */
 import { describe, expect, test } from 'bun:test';
 import { fromBase64, toBase64, type Bytes } from '../src/client/base64.ts';
 import { Records, type SecureChannel } from '../src/client/channel.ts';
@@ -27,7 +27,7 @@ async function outcome(work: Promise<SecureChannel>): Promise<Outcome> {
   }
 }
 
-/** A pairing over two ends, with a person who carries the digits. */
+/** A pairing over two pipes, with a person who types the digits. */
 async function pairOver({ target, controller }: Record<From, TestPipe>) {
   const digits = Promise.withResolvers<string>();
   const side = { otc, receipt, identity };
@@ -45,7 +45,7 @@ const flipped = (payload: string, bit: number): string => {
   return toBase64(changed);
 };
 
-/** The payloads of a pairing, by who says them and in their order. */
+/** The payloads of a pairing in their order, each with its sender. */
 const steps: [string, From, number][] = [
   ['commitment', 'target', 0],
   ['answer', 'controller', 0],
@@ -55,7 +55,7 @@ const steps: [string, From, number][] = [
   ['accept', 'controller', 2],
 ];
 
-/** What may arrive in place of a payload; `before` are those that the same side sent earlier. */
+/** What can arrive in place of a payload. `before` are the earlier payloads of the same side. */
 const tricks: [string, (payload: string, before: string[]) => string[]][] = [
   ['with a bit flipped in front', (payload) => [flipped(payload, 40)]],
   ['with its last bit flipped', (payload) => [flipped(payload, 8 * 500_000 - 8)]],
@@ -66,7 +66,7 @@ const tricks: [string, (payload: string, before: string[]) => string[]][] = [
 ];
 
 describe('a pairing ends the same on both sides', () => {
-  test('when nobody meddles: paired', async () => {
+  test('without an attack: paired', async () => {
     const { target, controller } = await pairOver(twoEnds());
     expect([target.code, controller.code]).toEqual(['paired', 'paired']);
   });
@@ -88,7 +88,7 @@ describe('a pairing ends the same on both sides', () => {
       const { target, controller } = await pairOver(ends);
       const both = [target.code, controller.code];
       if (!isChanged) expect(both).toEqual(['paired', 'paired']);
-      // Whoever alters the last word leaves the controller paired; the target knows that this may be so.
+      // If the last payload is changed, the controller has paired. The target knows that this is possible.
       else if (step === 'accept') expect(both).toEqual(['unconfirmed', 'paired']);
       else expect(both).not.toContain('paired');
     });
@@ -106,15 +106,15 @@ describe('a pairing ends the same on both sides', () => {
     else expect(both).not.toContain('paired');
   });
 
-  test('when each side hears only itself', async () => {
+  test('when each side receives only its own payloads', async () => {
     const ends = twoEnds(() => []);
     for (const end of Object.values(ends)) end.onSent = (payload) => end.arrive(payload);
     const { target, controller } = await pairOver(ends);
-    // The controller says nothing before it has heard the target.
+    // The controller sends nothing before it has received a payload of the target.
     expect([target.code, controller.code]).toEqual(['not_secure', 'peer_disconnected']);
   });
 
-  test('when the relay put together two that were given different codes', async () => {
+  test('when the relay connects two sides with different codes', async () => {
     const ends = twoEnds();
     const side = { receipt, identity };
     const [target, controller] = await Promise.all([
@@ -125,12 +125,12 @@ describe('a pairing ends the same on both sides', () => {
   });
 });
 
-test('a relay that plays the target cannot tell the controller that its digits were right', async () => {
+test('a relay that acts as the target cannot confirm the digits to the controller', async () => {
   const [relayEnd, victim] = [new TestPipe(), new TestPipe()];
   victim.onSent = (payload) => relayEnd.arrive(payload);
   victim.onClosed = () => relayEnd.end('peer_disconnected');
   relayEnd.onSent = (payload) => victim.arrive(payload);
-  // It need not ask anybody for the digits, since it knows them; what it lacks is the second half of the code.
+  // The relay knows the digits, but not the second half of the code.
   const side = { otc, identity };
   const shown = Promise.withResolvers<string>();
   const [relay, controller] = await Promise.all([
@@ -181,7 +181,7 @@ describe('a channel ends with an error', () => {
     expect(await target.send('x').catch((error: RelayError) => error.code)).toBe('not_authentic');
   });
 
-  test('when the relay says that the other side is finished, and it did not say so', async () => {
+  test('when the relay sends done, and the other side did not', async () => {
     const { target, ends } = await talking(([a = '']) => [a]);
     ends.target.end('peer_done');
     expect(await read(target)).toEqual(['1', 'not_authentic']);
@@ -206,7 +206,7 @@ describe('a channel ends with an error', () => {
   });
 });
 
-test('what cannot be sent is refused, and harms nothing', async () => {
+test('a message that cannot be sent is refused, and the channel still works', async () => {
   const { target, controller } = await pairOver(twoEnds());
   const circle: unknown[] = [];
   circle.push(circle);
@@ -239,7 +239,7 @@ async function recordsOfTwo() {
   };
 }
 
-test('100,000 payloads from a seed: one class of error, and nothing hangs', async () => {
+test('100,000 payloads from a seed: only RelayErrors, and nothing hangs', async () => {
   const random = seeded(20_240);
   const below = (end: number): number => Math.floor(random() * end);
   const pick = <T>(choices: T[]): T => choices[below(choices.length)] as T;
@@ -256,7 +256,7 @@ test('100,000 payloads from a seed: one class of error, and nothing hangs', asyn
   ];
   const codes = new Map<string, number>();
   const count = ({ code }: Outcome): number => codes.set(code, (codes.get(code) ?? 0) + 1).size;
-  /** Puts random payloads in front of one side, some of them in place of right ones, until it has ended. */
+  /** Sends random payloads to one side, some of them in place of the right ones, until it has ended. */
   const attack = async (role: From): Promise<void> => {
     const ends = twoEnds((from, payload) => {
       if (from === role || below(3) > 0) return [payload];
@@ -275,7 +275,7 @@ test('100,000 payloads from a seed: one class of error, and nothing hangs', asyn
     if (both[0].channel) expect(both[1].code).toBe('paired');
   };
   for (let i = 0; i < 2000; i += 1) await attack(pick(['target', 'controller']));
-  // Most die at the first look, so the greater part goes to a side that waits for its first word, or holds keys.
+  // Most payloads fail at the first check, so most go to a side that waits for its first one, or that has keys.
   const side = { otc, receipt, identity, showDigits() {} };
   const keys = await agreements();
   while (payloads < 100_000) {
@@ -295,7 +295,7 @@ test('100,000 payloads from a seed: one class of error, and nothing hangs', asyn
       count(error as RelayError);
     }
   }
-  // Each way to end was met.
+  // Each kind of end has happened.
   expect([...codes.keys()].toSorted()).toEqual(
     expect.arrayContaining([
       'cancelled',
@@ -310,7 +310,7 @@ test('100,000 payloads from a seed: one class of error, and nothing hangs', asyn
   );
 });
 
-test('a peer that has paired, or is about to, may seal what it likes: one class of error, and nothing hangs', async () => {
+test('a peer with keys may seal any record: only RelayErrors, and nothing hangs', async () => {
   const random = seeded(77);
   const below = (end: number): number => Math.floor(random() * end);
   const bytes = (length: number): Bytes => Uint8Array.from({ length }, () => below(256));
@@ -330,7 +330,7 @@ test('a peer that has paired, or is about to, may seal what it likes: one class 
         ? asTarget(ends.target, { ...side, askDigits: () => new Promise(() => {}) }, rest)
         : asController(ends.controller, { ...side, showDigits() {} }, rest);
     const settled = outcome(working);
-    // The hostile peer takes part in the open as it should, so that it has keys.
+    // The hostile peer sends correct plain messages, so that it has keys.
     const nonce = bytes(32);
     const say = (kind: number, ...parts: Bytes[]) =>
       pipe.send(Uint8Array.from([...utf8('ams1'), kind, ...parts.flatMap((part) => [...part])]));
@@ -360,7 +360,7 @@ test('a peer that has paired, or is about to, may seal what it likes: one class 
     const { code, channel } = await settled;
     codes.add(code);
     if (!channel) continue;
-    // What a peer says afterwards is what it sealed, or the end.
+    // Afterwards, only its sealed records or the end arrive.
     try {
       for await (const message of channel) expect(message).toBeDefined();
     } catch (error) {

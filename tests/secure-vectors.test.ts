@@ -1,4 +1,4 @@
-/** docs/secure-vectors.json against the client, which must make and take exactly these payloads. */
+/** The client must send and accept exactly the payloads of docs/secure-vectors.json. */
 import { expect, test } from 'bun:test';
 import type { webcrypto } from 'node:crypto';
 import file from '../docs/secure-vectors.json' with { type: 'json' };
@@ -21,7 +21,7 @@ const { pairing, forgeries, bootstrap } = file;
 const bytes = (hex: string): Bytes => Uint8Array.fromHex(hex);
 const utf8 = (text: string): Bytes => new TextEncoder().encode(text);
 
-/** A key pair of a fixed private key, which WebCrypto takes as JWK. */
+/** The key pair of a fixed private key, which WebCrypto imports as JWK. */
 async function ephemeral(privateHex: string, publicHex: string): Promise<Ephemeral> {
   const base64Url = (hex: string) =>
     bytes(hex).toBase64({ alphabet: 'base64url', omitPadding: true });
@@ -44,7 +44,7 @@ const ephemeralOf = (role: From): Promise<Ephemeral> =>
     ? ephemeral(pairing.targetPrivate, pairing.targetKey)
     : ephemeral(pairing.controllerPrivate, pairing.controllerKey);
 
-/** What one side says and hears in the vectors, in their order. */
+/** The payloads that one side sends and receives in the vectors, in their order. */
 const spokenBy = (role: From): string[] =>
   [...pairing.clear, ...pairing.sealed].filter(({ from }) => from === role).map((it) => it.payload);
 
@@ -66,7 +66,7 @@ test('the commitment, the digits, and every sealed record', async () => {
   }
 });
 
-test('a target says these payloads to this controller', async () => {
+test('a target sends these payloads to this controller', async () => {
   const pipe = new TestPipe();
   const said: string[] = [];
   pipe.onSent = (payload) => said.push(payload);
@@ -109,7 +109,7 @@ test('a target says these payloads to this controller', async () => {
   expect(said).toEqual(spokenBy('target'));
 });
 
-test('a controller says these payloads to this target', async () => {
+test('a controller sends these payloads to this target', async () => {
   const pipe = new TestPipe();
   const said: string[] = [];
   pipe.onSent = (payload) => said.push(payload);

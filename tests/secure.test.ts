@@ -1,4 +1,4 @@
-/** Secure pairing, its channel and the bootstrap, through a real relay and through one that meddles. */
+/** Secure pairing, its channel and the bootstrap, through a real relay and through a hostile one. */
 import { describe, expect, test } from 'bun:test';
 import {
   bootstrapAsController,
@@ -24,7 +24,7 @@ interface Attempt {
   controller: Promise<SecureChannel>;
 }
 
-/** A person at both devices: carries the code one way and the digits the other, as told. */
+/** A person at both devices, who types the code on one and the digits on the other. */
 function meet(
   url: string,
   {
@@ -74,7 +74,7 @@ async function codeOf(work: Promise<unknown>): Promise<Outcome> {
 const outcomes = ({ target, controller }: Attempt) =>
   Promise.all([codeOf(target), codeOf(controller)]);
 
-test('two devices pair, know each other, and talk', async () => {
+test('two devices pair, get each other’s identity, and exchange messages', async () => {
   const { url } = await startRelay();
   const server = { name: 'server', publicKey: 'MFkw' };
   const { target, controller } = await paired(url, {
@@ -150,12 +150,12 @@ test('a program cancels, on either side, and both are told', async () => {
       controller: 'cancelled',
       [side]: 'aborted',
     });
-    // Nobody waits for what the person types any more.
+    // What the person types is no longer needed.
     expect(question.aborted).toBe(true);
   }
 });
 
-test('an error of the question cancels, and is the cause', async () => {
+test('an error of askDigits cancels, and is the cause', async () => {
   const { url } = await startRelay();
   const closed = new Error('the window was closed');
   const attempt = meet(url, { typeDigits: () => Promise.reject(closed) });
@@ -174,7 +174,7 @@ test('the relay goes away while the person types', async () => {
   expect(await outcomes(attempt)).toEqual(['relay_shutting_down', 'relay_shutting_down']);
 });
 
-test('a deadline is for the whole of it', async () => {
+test('a deadline is for the whole pairing', async () => {
   const { url } = await startRelay();
   const typeDigits = () => new Promise<string>(() => {});
   const attempt = meet(url, { typeDigits, target: { timeoutMs: 300 } });
@@ -182,7 +182,7 @@ test('a deadline is for the whole of it', async () => {
   expect(await codeOf(meet(url, { target: { timeoutMs: NaN } }).target)).toBe('invalid_argument');
 });
 
-test('a code that nobody waits on, or that is none', async () => {
+test('a code that nobody waits on, or that is invalid', async () => {
   const { url } = await startRelay();
   const showDigits = () => {};
   expect(await codeOf(pairAsController(url, '123456789012', { showDigits }))).toBe('otc_not_found');
@@ -213,7 +213,7 @@ test('a peer that speaks the plain protocol', async () => {
   expect(await codeOf(controller)).toBe('not_secure');
 });
 
-test('what leaves without a word, and what is left at the end of a block', async () => {
+test('a peer that closes without done, and a channel at the end of its block', async () => {
   const { url } = await startRelay();
   const { target, controller } = await paired(url);
   {
@@ -225,7 +225,7 @@ test('what leaves without a word, and what is left at the end of a block', async
   expect(await codeOf(controller.send('late'))).toBe('closed');
 });
 
-test('an error says where it was called from', async () => {
+test('an error has the stack of the caller', async () => {
   const { url } = await startRelay();
   async function theCaller() {
     await pairAsController(url, '000000-000000', { showDigits() {} });
@@ -247,7 +247,7 @@ describe('a bootstrap', () => {
     return { controller };
   }
 
-  test('gives both sides the other’s key, and nobody the token', async () => {
+  test('gives both sides the other’s key, and shows nobody the token', async () => {
     const { url } = await startRelay();
     const token = createBootstrapToken();
     const frames: string[] = [];
@@ -261,7 +261,7 @@ describe('a bootstrap', () => {
     );
   });
 
-  test('believes nobody who saw the announcement, or only the id', async () => {
+  test('refuses senders who know only the announcement or the id', async () => {
     const { url } = await startRelay();
     const token = createBootstrapToken();
     const { jti } = await bootstrapKeys(fromBase64Url(token) as Bytes);
@@ -271,7 +271,7 @@ describe('a bootstrap', () => {
     expect(await codeOf(controller)).toBe('not_authentic');
   });
 
-  test('believes no relay that puts in another key', async () => {
+  test('detects a relay that replaces a key', async () => {
     const token = createBootstrapToken();
     for (const field of ['targetPubKey', 'controllerPubKey', 'token', 'controllerSig']) {
       const { url } = await startRelay();
@@ -281,13 +281,13 @@ describe('a bootstrap', () => {
       const { controller } = await watching(meddling, token);
       const machine = codeOf(bootstrapAsTarget(meddling, token, { publicKey: 'machine' }));
       const isAnswer = field.startsWith('controller');
-      // A relay that alters the answer leaves the controller believing in the right machine.
+      // If the relay changes the answer, the controller still has the right machine's key.
       expect(await machine).toBe(isAnswer ? 'not_authentic' : 'rejected');
       expect(await codeOf(controller)).toBe(isAnswer ? 'paired' : 'not_authentic');
     }
   });
 
-  test('says what is wrong with what it is given', async () => {
+  test('says what is wrong with its arguments', async () => {
     const { url } = await startRelay();
     const publicKey = 'machine';
     for (const wrong of ['', 'x'.repeat(43).replace('x', '+'), 'x'.repeat(42)]) {
@@ -302,7 +302,7 @@ describe('a bootstrap', () => {
   });
 });
 
-/** A relay in front of the relay, which sees every frame and may change those on their way to a client. */
+/** A proxy in front of the relay that sees every frame and can change those to a client. */
 async function tapped(
   url: string,
   frames: string[],

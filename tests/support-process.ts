@@ -1,9 +1,9 @@
-/** The command as its user starts it: a process of its own. */
+/** Runs the command in a separate process, as its user does. */
 import { join } from 'node:path';
 
 export const command = join(import.meta.dir, '../bin/amesh-relay.js');
 
-/** The environment of a process under test: nothing of this one's settings. */
+/** The environment of a process under test, without the settings of this process. */
 const environment = { PATH: process.env['PATH'] };
 
 /** Runs to the end. */
@@ -26,12 +26,12 @@ export async function run(
 
 export interface RunningRelay extends AsyncDisposable {
   port: number;
-  /** What it logged when it was listening. */
+  /** Its log line when it began to listen. */
   listening: { websocket: string; health: string };
   process: Bun.Subprocess<'ignore', 'pipe', 'inherit'>;
 }
 
-/** Starts on a free port, and is there when it listens. Ends with the block that holds it. */
+/** Starts the command on a free port, and resolves when it listens. Ends it at the end of the block. */
 export async function startProcess(env: Record<string, string> = {}): Promise<RunningRelay> {
   const child = Bun.spawn(['bun', command], {
     env: { ...environment, PORT: '0', HOST: '127.0.0.1', ...env },

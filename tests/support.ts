@@ -1,4 +1,4 @@
-/** What the tests stand on: a relay on a free port with a clock of its own, and clients that miss no frame. */
+/** The tests' relay, on a free port with a clock that tests set, and clients that keep all frames. */
 import { afterAll, afterEach } from 'bun:test';
 import { readOptions, type RelayOptions } from '../src/config.ts';
 import type { Log } from '../src/observe/log.ts';
@@ -7,7 +7,7 @@ import { RelayServer } from '../src/server.ts';
 
 export type Frame = Record<string, unknown>;
 
-/** How long anything may take before a test fails; nothing waits this long when all is well. */
+/** How long anything may take before a test fails; without a failure nothing waits that long. */
 const DEADLINE_MS = 5000;
 
 const cleanUps: (() => unknown)[] = [];
@@ -27,12 +27,12 @@ afterAll(() => {
   if (missing.length > 0) throw new Error(`no test provokes ${missing.join(', ')}`);
 });
 
-/** Runs after the present test, last come first. */
+/** Runs after the current test, in reverse order. */
 export function afterThisTest(cleanUp: () => unknown): void {
   cleanUps.push(cleanUp);
 }
 
-/** What a promise comes to, or an error that says what was waited for. */
+/** The result of a promise, or an error that says what was waited for. */
 export async function within<T>(promise: Promise<T>, what: string): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<never>((_, reject) => {
@@ -45,7 +45,7 @@ export async function within<T>(promise: Promise<T>, what: string): Promise<T> {
   }
 }
 
-/** Waits until a condition holds, looking at every turn of the loop. */
+/** Waits until a condition is true. Checks it in every turn of the event loop. */
 export async function until(condition: () => boolean, what: string): Promise<void> {
   const deadline = performance.now() + DEADLINE_MS;
   while (!condition()) {
@@ -103,7 +103,7 @@ export class TestRelay {
     return this.server.sockets;
   }
 
-  /** Time passes, and unless told otherwise the sweeper comes by. */
+  /** Moves the clock forward, and sweeps by default. */
   pass(milliseconds: number, { sweep = true } = {}): void {
     this.#now += milliseconds;
     while (sweep && this.sockets.sweep());
@@ -113,7 +113,7 @@ export class TestRelay {
     return openClient(this.url, init);
   }
 
-  /** A target and a controller that have met. */
+  /** A target and a controller that are paired. */
   async pair(otc = '482916'): Promise<{ target: Client; controller: Client }> {
     const [target, controller] = await Promise.all([this.connect(), this.connect()]);
     target.send({ type: 'listen', otc });
@@ -124,7 +124,7 @@ export class TestRelay {
   }
 }
 
-/** Two instances as if they were one relay: sockets land on them by turns, so that no two that meet share one. */
+/** Two instances used as one relay: sockets connect to them in turn, so that two peers are on different instances. */
 class SpreadRelay extends TestRelay {
   readonly #other: TestRelay;
   #turn = 0;
@@ -151,13 +151,13 @@ class SpreadRelay extends TestRelay {
     this.#other.pass(milliseconds, options);
   }
 
-  /** What both hold, summed up. */
+  /** The sums of both instances. */
   override get sockets(): RelayServer['sockets'] {
     return summed([super.sockets, this.#other.sockets]);
   }
 }
 
-/** Many objects as one, whose numbers are the sums of theirs; what is called is called on all. */
+/** Combines objects into one: its numbers are their sums, and a call is made on all of them. */
 function summed<T extends object>(parts: T[]): T {
   return new Proxy(parts[0] as T, {
     get(_first, name) {
@@ -180,13 +180,13 @@ function summed<T extends object>(parts: T[]): T {
 /** Set by the test that runs the wire's suite again, over two instances. */
 const sharedRedis = process.env.AMESH_TEST_REDIS_URL;
 
-/** Whether a test can't be run over two instances, said aloud with the reason. */
+/** Whether a test cannot run over two instances. Prints the reason. */
 export function isNotForTwo(reason: string): boolean {
   if (sharedRedis) console.log(`SKIPPED over two instances: ${reason}`);
   return sharedRedis !== undefined;
 }
 
-/** A relay that stops with the test. */
+/** Starts a relay that stops after the test. */
 export async function startRelay(options: RelayOptions = {}): Promise<TestRelay> {
   if (sharedRedis) {
     const redisPrefix = `test-${crypto.randomUUID()}:`;
@@ -205,7 +205,7 @@ export interface Closed {
   reason: string;
 }
 
-/** A WebSocket whose frames queue up until they are asked for. */
+/** A WebSocket whose frames are kept in a queue until they are asked for. */
 export class Client {
   readonly closed: Promise<Closed>;
   readonly ws: WebSocket;
@@ -231,7 +231,7 @@ export class Client {
     });
   }
 
-  /** Objects go out as JSON, strings and bytes as they are. */
+  /** Sends objects as JSON, and strings and bytes unchanged. */
   send(frame: Frame | string | Uint8Array<ArrayBuffer>): void {
     this.ws.send(
       typeof frame === 'string' || frame instanceof Uint8Array ? frame : JSON.stringify(frame),
@@ -287,7 +287,7 @@ export class Client {
     if (this.#frames.length > 0) throw new Error(`unexpected frame ${this.#frames[0]}`);
   }
 
-  /** Fails if the relay has sent anything: a ping and its pong prove that all it had to say is here. */
+  /** Fails if the relay has sent anything: after a ping and its pong, everything it sent has arrived. */
   async expectNothing(): Promise<void> {
     const pong = Promise.withResolvers<void>();
     this.ws.addEventListener('pong' as 'message', () => pong.resolve(), { once: true });

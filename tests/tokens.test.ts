@@ -1,4 +1,4 @@
-/** A private relay: which requests its access tokens let in, and how the file of tokens is read again. */
+/** A private relay: which requests its access tokens admit, and how the file of tokens is read again. */
 import { describe, expect, spyOn, test } from 'bun:test';
 import { chmod, mkdir, mkdtemp, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -36,7 +36,7 @@ async function folder(): Promise<string> {
 }
 
 describe('a file of tokens', () => {
-  test('has one a line, with a name or without; comments, blank lines and CRLF do not count', () => {
+  test('has one token per line, with or without a name; comments, blank lines and CRLF are ignored', () => {
     const tokens = parseTokens(`# ours\r\n\r\n  ${TOKEN}  \r\n\tlaptop\t${OTHER}\n#${THIRD}\n`);
     expect(tokens.map(({ name }) => name)).toEqual(['unnamed', 'laptop']);
     expect(tokens[0]?.equals(parse(TOKEN))).toBe(true);
@@ -44,8 +44,8 @@ describe('a file of tokens', () => {
   });
 
   test.each([
-    ['', 'it holds no token'],
-    ['# nothing yet\n', 'it holds no token'],
+    ['', 'it contains no token'],
+    ['# nothing yet\n', 'it contains no token'],
     ['short', 'line 1: the token has only 5 characters; expected [NAME ]TOKEN'],
     [`${TOKEN}\nlaptop 0123456789abcde`, 'line 2: the token has only 15 characters'],
     ['x'.repeat(257), 'line 1: the token has 257 characters'],
@@ -54,11 +54,11 @@ describe('a file of tokens', () => {
     [`${TOKEN} # the laptop’s`, 'line 1: there are more than two words'],
     [`${TOKEN} laptop`, 'line 1: the name could be a token itself'],
     [`lap/top ${TOKEN}`, 'line 1: the name has a character other than'],
-    [`${TOKEN}\n\nlaptop ${TOKEN}`, 'line 3: the token stands in an earlier line already'],
+    [`${TOKEN}\n\nlaptop ${TOKEN}`, 'line 3: the token is already in an earlier line'],
     [`\0${TOKEN}`, 'line 1: the token has a character that is not of base64url'],
     [
       Array.from({ length: 1001 }, (_, i) => `token-0123456789-${i}`).join('\n'),
-      'line 1001: that is one more than 1000 tokens',
+      'line 1001: there are more than 1000 tokens',
     ],
   ])('%p is refused', (text, message) => {
     let problem = '';
@@ -82,7 +82,7 @@ describe('a file of tokens', () => {
 
 const basic = (pair: string): string => `Basic ${Buffer.from(pair).toString('base64')}`;
 
-describe('the tokens that a request brings', () => {
+describe('the tokens in a request', () => {
   test.each([
     ['', undefined, []],
     ['?x=1', undefined, []],
@@ -129,7 +129,7 @@ describe('the tokens that a request brings', () => {
   );
 });
 
-/** What a plain request to /ws is answered: 400 tells that the door is open, and only the upgrade is missing. */
+/** The status of a plain request to /ws: 400 means that it is allowed, and only the upgrade is missing. */
 async function knock(
   relay: TestRelay,
   token?: string,
@@ -145,7 +145,7 @@ const statusOf = async (relay: TestRelay, token?: string, headers?: Record<strin
   (await knock(relay, token, headers)).status;
 
 describe('a private relay', () => {
-  test('lets in who brings its token, in the URL or in a header', async () => {
+  test('admits requests with its token, in the URL or in a header', async () => {
     const relay = await startRelay({ accessToken: TOKEN });
     const target = await openClient(`${relay.url}?token=${TOKEN}`);
     const controller = await openClient(relay.url, {
@@ -159,7 +159,7 @@ describe('a private relay', () => {
     await third.refused({ type: 'connect', otc: '000001' }, 'otc_not_found');
   });
 
-  test('says before the upgrade what is missing or wrong, and never what was brought', async () => {
+  test('says before the upgrade what is missing or wrong, and never repeats the token', async () => {
     const relay = await startRelay({ accessToken: TOKEN });
     const missing = await knock(relay);
     expect([missing.status, missing.error]).toEqual([401, 'access_token_missing']);
@@ -186,13 +186,13 @@ describe('a private relay', () => {
     ['encoded twice', TOKEN.replace('_', '%255F')],
     ['a wide letter', TOKEN.replace('n', '%EF%BD%8E')],
     ['very much', 'x'.repeat(8000)],
-  ])('does not let in %s', async (_what, token) => {
+  ])('does not admit %s', async (_what, token) => {
     const relay = await startRelay({ accessToken: TOKEN });
     expect(await statusOf(relay, token)).toBe(401);
     expect(await statusOf(relay, TOKEN)).toBe(400);
   });
 
-  test('leaves probes and the page open, and says that it is private', async () => {
+  test('still answers probes and serves the page, and says that it is private', async () => {
     const relay = await startRelay({ accessToken: TOKEN });
     for (const path of ['/health', '/livez']) {
       expect((await fetch(relay.http + path)).status).toBe(200);
@@ -202,7 +202,7 @@ describe('a private relay', () => {
     expect(await (await fetch(open.http)).json()).not.toHaveProperty('private');
   });
 
-  test('stops a guesser after ten wrong tokens, whatever comes then, and for a minute', async () => {
+  test('refuses every token for a minute after ten wrong ones', async () => {
     const relay = await startRelay({ accessToken: TOKEN, trustProxy: '1' });
     const guesser = { 'x-forwarded-for': '198.51.100.7' };
     for (let i = 0; i < 10; i += 1) {
@@ -218,13 +218,13 @@ describe('a private relay', () => {
     expect(await statusOf(relay, TOKEN, guesser)).toBe(400);
   });
 
-  test('counts no request without a token as a guess', async () => {
+  test('does not count a request without a token as a wrong one', async () => {
     const relay = await startRelay({ accessToken: TOKEN });
     for (let i = 0; i < 20; i += 1) expect(await statusOf(relay)).toBe(401);
     expect(await statusOf(relay, TOKEN)).toBe(400);
   });
 
-  test('counts by the name of the token, and shows a token nowhere', async () => {
+  test('counts by the name of the token, and never shows a token', async () => {
     const path = join(await folder(), 'tokens');
     await writeFile(path, `laptop ${TOKEN}\nconstructor ${OTHER}\n`);
     const relay = await startRelay({
@@ -258,7 +258,7 @@ describe('a private relay', () => {
     for (const token of [TOKEN, OTHER, THIRD]) expect(said).not.toContain(token);
   });
 
-  test('compares as often with every token, however much of it is right', async () => {
+  test('compares with every token, however much of a wrong one is right', async () => {
     const path = join(await folder(), 'tokens');
     await writeFile(path, OTHER);
     const tokens = await AccessTokens.open(parse(TOKEN), path, memoryLog(), () => {});
@@ -285,14 +285,14 @@ describe('the file at the start', () => {
     );
   };
 
-  test('is refused where it cannot be used, with its path and why', async () => {
+  test('is refused if it cannot be used; the message has its path and the reason', async () => {
     const at = await folder();
     const path = join(at, 'tokens');
     const start = (): Promise<string> => problemOf({ accessTokensFile: path });
     const begins = `TokensError: AMESH_ACCESS_TOKENS_FILE: ${path}: `;
     expect(await start()).toBe(`${begins}it does not exist`);
     await writeFile(path, '');
-    expect(await start()).toStartWith(`${begins}it holds no token; expected one a line`);
+    expect(await start()).toStartWith(`${begins}it contains no token; expected one per line`);
     await writeFile(path, `laptop ${TOKEN.slice(0, 10)}`);
     expect(await start()).toStartWith(`${begins}line 1: the token has only 10 characters`);
     await writeFile(path, 'x'.repeat(1024 * 1024 + 1));
@@ -308,7 +308,7 @@ describe('the file at the start', () => {
     expect(await start()).toBe('it started');
   });
 
-  test('is refused where this user may not read it', async () => {
+  test('is refused if this user may not read it', async () => {
     if (process.getuid?.() === 0) return console.log('SKIPPED: root may read every file');
     const path = join(await folder(), 'tokens');
     await writeFile(path, TOKEN);
@@ -316,7 +316,7 @@ describe('the file at the start', () => {
     expect(await problemOf({ accessTokensFile: path })).toEndWith('this user may not read it');
   });
 
-  test('REDIS_URL_FILE is refused likewise, and never shown', async () => {
+  test('REDIS_URL_FILE is refused in the same way, and its content is never shown', async () => {
     const path = join(await folder(), 'redis');
     const begins = `RedisError: REDIS_URL_FILE: ${path}: `;
     expect(await problemOf({ redisUrlFile: path })).toBe(`${begins}it does not exist`);
@@ -338,7 +338,7 @@ describe('the file at the start', () => {
 });
 
 describe('the file while the relay runs', () => {
-  /** Tokens of a file whose path is given, and what they said. */
+  /** The tokens of a file, and the lines that they logged. */
   async function open(path: string) {
     const log = memoryLog();
     const names: string[][] = [];
@@ -353,7 +353,7 @@ describe('the file while the relay runs', () => {
     return { tokens, log, names, known };
   }
 
-  test('changes by rename and in place, and is silent where nothing changes', async () => {
+  test('may be replaced or rewritten, and without a change nothing is logged', async () => {
     const path = join(await folder(), 'tokens');
     await writeFile(path, `laptop ${TOKEN}`);
     const { tokens, log, names, known } = await open(path);
@@ -371,7 +371,7 @@ describe('the file while the relay runs', () => {
     expect(log.lines[0]).toContain('"tokens":2');
   });
 
-  test('changes as Kubernetes does it: the file is a link into a folder that is a link', async () => {
+  test('may be changed as in Kubernetes: the file is a link into a folder that is a link', async () => {
     const at = await folder();
     const put = async (revision: string, text: string): Promise<void> => {
       await mkdir(join(at, revision));
@@ -388,14 +388,14 @@ describe('the file while the relay runs', () => {
     expect(known()).toEqual([OTHER]);
   });
 
-  test('keeps the old tokens while it is broken, warns once, and goes on when it is whole', async () => {
+  test('while the file is broken the old tokens stay valid, with one warning, until it is correct again', async () => {
     const path = join(await folder(), 'tokens');
     await writeFile(path, TOKEN);
     const { tokens, log, known } = await open(path);
     const breakages: [() => Promise<unknown>, string][] = [
       [() => rm(path), 'it does not exist'],
       [() => mkdir(path), 'it is a directory'],
-      [() => rm(path, { recursive: true }).then(() => writeFile(path, '')), 'it holds no token'],
+      [() => rm(path, { recursive: true }).then(() => writeFile(path, '')), 'it contains no token'],
       [() => writeFile(path, `${OTHER}\nshort`), 'line 2: the token has only 5 characters'],
     ];
     for (const [breakIt, problem] of breakages) {
@@ -407,7 +407,7 @@ describe('the file while the relay runs', () => {
       expect(log.lines).toHaveLength(1);
       expect(log.lines[0]).toContain('"level":"warn"');
       expect(log.lines[0]).toContain(problem);
-      expect(log.lines[0]).toContain('stay in force');
+      expect(log.lines[0]).toContain('stay valid');
     }
     await writeFile(path, OTHER);
     await tokens.reload();
@@ -415,7 +415,7 @@ describe('the file while the relay runs', () => {
     expect(log.lines).toHaveLength(2);
   });
 
-  test('changes many times while it is read, and what it ends with is in force', async () => {
+  test('may change many times while it is read; the last version is used', async () => {
     const path = join(await folder(), 'tokens');
     await writeFile(path, TOKEN);
     const { tokens, log, known } = await open(path);
@@ -429,7 +429,7 @@ describe('the file while the relay runs', () => {
     expect(log.lines.join()).not.toContain(TOKEN);
   });
 
-  test('is read by the relay on its own, and nobody is dropped', async () => {
+  test('is read again by the relay itself, and no socket is closed', async () => {
     const path = join(await folder(), 'tokens');
     await writeFile(path, TOKEN);
     const relay = await startRelay({ accessTokensFile: path });

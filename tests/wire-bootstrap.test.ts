@@ -26,7 +26,7 @@ async function asked(relay: TestRelay): Promise<{ watcher: Client; target: Clien
   return { watcher, target };
 }
 
-// As the deployed controller and target do it.
+// The signatures are made and checked as in the deployed controller and target.
 
 const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64');
 const utf8 = (text: string): Uint8Array => new TextEncoder().encode(text);
@@ -90,7 +90,7 @@ describe('a bootstrap', () => {
     expect(relay.sockets.stats.bootstraps.acknowledged).toBe(100);
   });
 
-  test('only the named fields cross, in either direction', async () => {
+  test('only the fields of the protocol are forwarded, in both directions', async () => {
     const relay = await startRelay();
     const watcher = await watcherOf(relay);
     const target = await relay.connect();
@@ -100,7 +100,7 @@ describe('a bootstrap', () => {
     expect(await target.nextText()).toBe(JSON.stringify(acked));
   });
 
-  test('controllerPubKey is accepted for publicKey', async () => {
+  test('controllerPubKey is accepted in place of publicKey', async () => {
     const relay = await startRelay();
     const { watcher, target } = await asked(relay);
     watcher.send(acked);
@@ -122,7 +122,7 @@ describe('a bootstrap', () => {
 });
 
 describe('a token is used once', () => {
-  test('a replay is refused while asked, after the answer, from anyone, and when watched again', async () => {
+  test('a second use is refused before and after the answer, from any client, and under a new watch', async () => {
     const relay = await startRelay();
     const { watcher, target } = await asked(relay);
     const thief = await relay.connect();
@@ -157,7 +157,7 @@ describe('a token is used once', () => {
     expect(relay.sockets.used.size).toBe(0);
   });
 
-  test('with nobody watching it is not used up', async () => {
+  test('if nobody watches, it is not used up', async () => {
     const relay = await startRelay();
     const target = await relay.connect();
     target.send(init);
@@ -167,7 +167,7 @@ describe('a token is used once', () => {
     await watcher.expect(init);
   });
 
-  test('an unreadable init uses nothing up and reaches nobody', async () => {
+  test('a malformed init uses nothing up and reaches nobody', async () => {
     const relay = await startRelay();
     const watcher = await watcherOf(relay);
     const target = await relay.connect();
@@ -234,7 +234,7 @@ describe('a jti belongs to its watcher', () => {
     await watcher.refused(ack, 'not_watching');
   });
 
-  test('its watcher may say it again, and may not answer what was not asked', async () => {
+  test('its watcher may renew it, and may not answer before an init', async () => {
     const relay = await startRelay();
     const watcher = await watcherOf(relay);
     watcher.send(watch);
@@ -246,7 +246,7 @@ describe('a jti belongs to its watcher', () => {
     await watcher.expect(init);
   });
 
-  test('the answer goes to the one socket that asked', async () => {
+  test('the answer goes only to the socket that sent the init', async () => {
     const relay = await startRelay();
     const { watcher, target } = await asked(relay);
     const thief = await relay.connect();
@@ -257,7 +257,7 @@ describe('a jti belongs to its watcher', () => {
     await thief.expectNothing();
   });
 
-  test('once its watcher has left, it is free', async () => {
+  test('when its watcher has left, it is free', async () => {
     const relay = await startRelay();
     const watcher = await watcherOf(relay);
     watcher.close();
@@ -266,7 +266,7 @@ describe('a jti belongs to its watcher', () => {
   });
 });
 
-test('after an answer both sides are idle, and their clocks start then', async () => {
+test('after an answer both sides are idle, and their idle time starts', async () => {
   const relay = await startRelay();
   const { watcher, target } = await asked(relay);
   relay.pass(40_000);
@@ -279,7 +279,7 @@ test('after an answer both sides are idle, and their clocks start then', async (
 });
 
 describe('a watch ends', () => {
-  test('after five minutes, and is renewed by saying it again', async () => {
+  test('after five minutes, and is renewed by the same frame', async () => {
     const relay = await startRelay();
     const watcher = await watcherOf(relay);
     relay.pass(200_000);
@@ -319,7 +319,7 @@ describe('a watch ends', () => {
     await target.expect(reject('watch_expired'));
   });
 
-  test('and its target is not left waiting', async () => {
+  test('and its target is told', async () => {
     const relay = await startRelay();
     const { watcher, target } = await asked(relay);
     relay.pass(300_000);
@@ -335,7 +335,7 @@ describe('a watch ends', () => {
     await watcher.refused(ack, 'not_watching');
   });
 
-  test('for each of a socket’s hundred when it leaves, and for no other', async () => {
+  test('for all hundred of a socket when it leaves, and for no other', async () => {
     const relay = await startRelay({ maxWatches: 1000 });
     const watcher = await watcherOf(relay, 'bt_0');
     for (let i = 1; i < 100; i += 1) watcher.send({ type: 'bootstrap_watch', jti: `bt_${i}` });

@@ -39,7 +39,7 @@ describe('failed code attempts of a client', () => {
     await client.expect(open);
   });
 
-  test('successes never count, nor do refusals, nor what is malformed', async () => {
+  test('successes, refusals for other reasons and malformed frames do not count', async () => {
     if (isNotForTwo('time passes in Redis too')) return;
     const relay = await startRelay({ idleMs: 3_600_000 });
     for (let i = 0; i < 20; i += 1) {
@@ -61,7 +61,7 @@ describe('failed code attempts of a client', () => {
     await client.refused(connect('999997'), 'otc_not_found');
   });
 
-  test('a code that is taken counts, for listen and for connect', async () => {
+  test('a code that is in use counts as failed, for listen and for connect', async () => {
     const relay = await startRelay({ maxFailedPerCode: 100 });
     const { target } = await relay.pair();
     const client = await relay.connect();
@@ -72,7 +72,7 @@ describe('failed code attempts of a client', () => {
     await target.expectNothing();
   });
 
-  test('one client’s do not count against another, one network’s do', async () => {
+  test('are counted separately for each client, and together for a network', async () => {
     const relay = await startRelay({ trustProxy: '1' });
     const attacker = await from(relay, '2001:db8::1');
     for (let i = 0; i < 5; i += 1) await attacker.refused(connect(`00000${i}`), 'otc_not_found');
@@ -83,7 +83,7 @@ describe('failed code attempts of a client', () => {
 });
 
 describe('failed attempts on a code', () => {
-  test('five, from all clients together, burn it for that minute', async () => {
+  test('after five from all clients together, the code is burned for a minute', async () => {
     if (isNotForTwo('time passes in Redis too')) return;
     const relay = await startRelay({ trustProxy: '1' });
     for (let i = 0; i < 5; i += 1) {
@@ -100,7 +100,7 @@ describe('failed attempts on a code', () => {
     await later.expect(open);
   });
 
-  test('while it is burned prolong nothing', async () => {
+  test('while it is burned do not extend that minute', async () => {
     if (isNotForTwo('time passes in Redis too')) return;
     const relay = await startRelay({ trustProxy: '1' });
     for (let i = 0; i < 10; i += 1) {
@@ -113,7 +113,7 @@ describe('failed attempts on a code', () => {
     await target.expect(open);
   });
 
-  test('do not break a session that waits on it already', async () => {
+  test('do not affect a session that already waits on it', async () => {
     const relay = await startRelay({ trustProxy: '1' });
     const target = await from(relay, '203.0.113.1');
     target.send(listen('482916'));
@@ -129,7 +129,7 @@ describe('failed attempts on a code', () => {
 });
 
 describe('bootstrap', () => {
-  test('ten watches per client and minute, in a bucket of their own', async () => {
+  test('ten watches per client and minute, counted separately', async () => {
     if (isNotForTwo('time passes in Redis too')) return;
     const relay = await startRelay();
     const client = await relay.connect();
@@ -147,7 +147,7 @@ describe('bootstrap', () => {
     await client.expect({ type: 'bootstrap_watching', jti: 'bt_x' });
   });
 
-  test('ten refused inits per client and minute, in a bucket of their own', async () => {
+  test('ten refused inits per client and minute, counted separately', async () => {
     if (isNotForTwo('time passes in Redis too')) return;
     const relay = await startRelay();
     const client = await relay.connect();
@@ -168,7 +168,7 @@ describe('bootstrap', () => {
 });
 
 describe('connections', () => {
-  test('over the instance’s limit a socket is closed with 1013, and one that leaves makes room', async () => {
+  test('over the limit of the instance a socket is closed with 1013, until another one leaves', async () => {
     if (isNotForTwo('each instance has its own')) return;
     const relay = await startRelay({ maxConnections: 2 });
     const [first] = [await relay.connect(), await relay.connect()];
@@ -178,7 +178,7 @@ describe('connections', () => {
     await (await relay.connect()).refused({ type: 'done' }, 'no_session');
   });
 
-  test('over a client’s limit too, and others still come in', async () => {
+  test('over the limit of a client too, and other clients are still accepted', async () => {
     if (isNotForTwo('each instance has its own')) return;
     const relay = await startRelay({ trustProxy: '1', maxConnectionsPerClient: 2 });
     const mine = [await from(relay, '198.51.100.1'), await from(relay, '198.51.100.1')];
@@ -188,7 +188,7 @@ describe('connections', () => {
     expect(relay.sockets.books).toMatchObject({ connections: 3, clients: 2 });
   });
 
-  test('256 of a client’s by default, no more', async () => {
+  test('at most 256 for one client by default', async () => {
     if (isNotForTwo('each instance has its own')) return;
     const relay = await startRelay();
     await Promise.all(Array.from({ length: 256 }, () => relay.connect()));
@@ -196,7 +196,7 @@ describe('connections', () => {
   });
 });
 
-test('a relay that holds as many sessions as it may says so', async () => {
+test('a relay with its maximum of sessions refuses with relay_capacity', async () => {
   const relay = await startRelay({ maxSessions: 1 });
   const { target } = await relay.pair();
   const client = await relay.connect();
@@ -208,7 +208,7 @@ test('a relay that holds as many sessions as it may says so', async () => {
 });
 
 describe('silent sockets', () => {
-  test('30 s with nothing close with 4002, a session, a watch or an open init keep one open', async () => {
+  test('idle sockets are closed with 4002 after 30 s; a session, a watch or an open init keeps one open', async () => {
     const relay = await startRelay({ sessionTtlMs: 300_000 });
     const silent = await relay.connect();
     const { target, controller } = await relay.pair();
@@ -226,7 +226,7 @@ describe('silent sockets', () => {
     for (const socket of [target, controller, watcher, machine]) await socket.expectNothing();
   });
 
-  test('the clock starts when a socket last let go of something, whatever it says meanwhile', async () => {
+  test('the idle time starts when its last session or watch ends, and frames do not restart it', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     relay.pass(20_000);
@@ -242,7 +242,7 @@ describe('silent sockets', () => {
   });
 });
 
-describe('a socket that fires as fast as it can', () => {
+describe('a socket that sends as fast as it can', () => {
   test.each([
     ['refused frames', [{ type: 'done' }]],
     ['valid frames', [listen('000001'), { type: 'done' }]],
@@ -273,7 +273,7 @@ describe('a socket that fires as fast as it can', () => {
     expect(await client.closed).toEqual({ code: 1008, reason: 'too_many_frames' });
   });
 
-  test('empty data within a session ends it after as many as it may carry', async () => {
+  test('empty data frames end a session at its limit of frames', async () => {
     const relay = await startRelay({ maxSessionFrames: 100 });
     const { target, controller } = await relay.pair();
     for (let i = 0; i < 100; i += 1) target.send({ type: 'data', payload: '' });
@@ -282,7 +282,7 @@ describe('a socket that fires as fast as it can', () => {
     await target.expectClose(4003, 'session_data_limit');
   });
 
-  test('junk around a payload is charged to the session', async () => {
+  test('extra fields around a payload count as bytes of the session', async () => {
     const relay = await startRelay({ maxSessionBytes: 2048 });
     const { target } = await relay.pair();
     await target.refused(
@@ -291,7 +291,7 @@ describe('a socket that fires as fast as it can', () => {
     );
   });
 
-  test('is let be below that, and data within a session is not counted', async () => {
+  test('is accepted below that limit, and data within a session is not counted', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     for (let i = 0; i < 3000; i += 1) target.send({ type: 'data', payload: `${i}` });
@@ -304,7 +304,7 @@ describe('a socket that fires as fast as it can', () => {
   });
 });
 
-test('health says how many sessions there are, and a proxy header counts only where it is trusted', async () => {
+test('health gives the number of sessions, and a proxy header counts only if it is trusted', async () => {
   const relay = await startRelay();
   const attacker = await openClient(relay.url, { headers: { 'x-forwarded-for': '198.51.100.1' } });
   for (let i = 0; i < 5; i += 1) await attacker.refused(connect(`00000${i}`), 'otc_not_found');

@@ -6,7 +6,7 @@ const connect = { type: 'connect', otc: '482916' };
 const data = (payload: string) => ({ type: 'data', payload });
 
 describe('a pairing', () => {
-  test('listen, connect, data both ways, done: each frame to the one it is for', async () => {
+  test('listen, connect, data both ways, done: each frame reaches the right peer', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     target.send(data('from the target'));
@@ -19,7 +19,7 @@ describe('a pairing', () => {
     expect(relay.sockets.pairing.size).toBe(0);
   });
 
-  test('many at once do not hear each other', async () => {
+  test('many at once do not receive each other’s frames', async () => {
     const relay = await startRelay();
     const codes = Array.from({ length: 50 }, (_, i) => String(i).padStart(6, '0'));
     const pairs = await Promise.all(codes.map((otc) => relay.pair(otc)));
@@ -46,7 +46,7 @@ describe('a pairing', () => {
     '\ud800 alone',
     '</script>',
     'x'.repeat(60_000),
-  ])('the payload %.40p crosses byte for byte, however its JSON was written', async (payload) => {
+  ])('the payload %.40p is forwarded unchanged, however its JSON was written', async (payload) => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     const units = Array.from({ length: payload.length }, (_, i) => payload.charCodeAt(i));
@@ -63,7 +63,7 @@ describe('a pairing', () => {
     }
   });
 
-  test('only the payload crosses, and a later duplicate of a field counts, as in JSON', async () => {
+  test('only the payload is forwarded, and of a duplicate field the last one counts, as in JSON', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     target.send('{"type":"data","payload":"a","otc":"482916","from":"me","__proto__":{"x":1}}');
@@ -82,7 +82,7 @@ describe('a pairing', () => {
   });
 });
 
-describe('refusals leave the session unharmed', () => {
+describe('refusals do not affect the session', () => {
   test('a second listen or connect on the same socket', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
@@ -119,7 +119,7 @@ describe('refusals leave the session unharmed', () => {
     await controller.expectNothing();
   });
 
-  test('data before the controller came', async () => {
+  test('data before the controller has joined', async () => {
     const relay = await startRelay();
     const target = await relay.connect();
     target.send(listen);
@@ -133,7 +133,7 @@ describe('refusals leave the session unharmed', () => {
 });
 
 describe('the end', () => {
-  test('a verdict sent in the same breath as the close arrives before peer_disconnected', async () => {
+  test('a frame sent right before the close arrives before peer_disconnected', async () => {
     const relay = await startRelay();
     for (let round = 0; round < 50; round += 1) {
       const { target, controller } = await relay.pair();
@@ -144,7 +144,7 @@ describe('the end', () => {
     }
   });
 
-  test('a peer that vanishes is reported, and its code is free', async () => {
+  test('a peer that disconnects is reported, and its code is free', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     controller.ws.terminate();
@@ -153,7 +153,7 @@ describe('the end', () => {
     await relay.pair();
   });
 
-  test('after it, a socket reaches nobody, however soon the code is taken again', async () => {
+  test('after it, a socket reaches nobody, even if the code is used again at once', async () => {
     const relay = await startRelay();
     const first = await relay.pair();
     first.target.send({ type: 'done' });
@@ -170,7 +170,7 @@ describe('the end', () => {
     await Promise.all([second.target.expectNothing(), second.controller.expectNothing()]);
   });
 
-  test('and it may begin anew, in either role', async () => {
+  test('after it, a socket may start again, in either role', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     controller.send({ type: 'done' });
@@ -183,7 +183,7 @@ describe('the end', () => {
     await controller.expect(data('roles changed'));
   });
 
-  test('done and the next listen on that code may come in one breath', async () => {
+  test('the next listen on that code may follow done at once', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     for (let round = 0; round < 20; round += 1) {
@@ -211,7 +211,7 @@ describe('the end', () => {
   });
 });
 
-test('who stays open after a session hears nothing of the next on its code', async () => {
+test('a socket that stays open after a session receives nothing of the next one on its code', async () => {
   const relay = await startRelay();
   const old = await relay.pair();
   old.target.send({ type: 'done' });
@@ -250,7 +250,7 @@ describe('expiry', () => {
     expect(relay.sockets.pairing.size).toBe(0);
   });
 
-  test('each forwarded frame starts the clock of a pairing again, up to five minutes after it began', async () => {
+  test('each forwarded frame restarts the time of a pairing, up to five minutes after it began', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     for (let second = 0; second < 280; second += 20) {
@@ -281,7 +281,7 @@ describe('expiry', () => {
     await controller.expectError('otc_expired');
   });
 
-  test('the clock starts again when the controller comes: 25 s for each of the two codes', async () => {
+  test('the time restarts when the controller joins: 25 s before it and 25 s after it', async () => {
     const relay = await startRelay();
     const [target, controller] = await Promise.all([relay.connect(), relay.connect()]);
     target.send(listen);
@@ -316,7 +316,7 @@ describe('expiry', () => {
     await older.expectError('otc_expired');
   });
 
-  test('the real sweeper comes by itself', async () => {
+  test('the sweeper runs by itself', async () => {
     const relay = await startRelay();
     const target = await relay.connect();
     target.send(listen);
@@ -341,7 +341,7 @@ describe('expiry', () => {
 });
 
 describe('limits of a session', () => {
-  test('5 MiB of payload, both directions together, and not a byte more', async () => {
+  test('at most 5 MiB of payload, both directions together', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     const chunk = 'x'.repeat(32_768);
@@ -366,7 +366,7 @@ describe('limits of a session', () => {
     await target.refused(data('x'), 'session_data_limit');
   });
 
-  test('64 KiB a frame: one byte more closes with 1009, and the peer is told', async () => {
+  test('at most 64 KiB per frame: one byte more closes with 1009, and the peer is told', async () => {
     const relay = await startRelay();
     const { target, controller } = await relay.pair();
     const room = 65_536 - JSON.stringify(data('')).length;

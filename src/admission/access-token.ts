@@ -1,21 +1,21 @@
-/** What an access token is, and how a file of them is read. */
+/** Access tokens, and the format of a file with a list of them. */
 
-/** What the metrics and the log call a token that has no name. */
+/** The name of an unnamed token in the metrics and the log. */
 export const UNNAMED = 'unnamed';
 
-/** 16 characters of base64url are 96 bits when they are random. */
+/** 16 random characters of base64url have 96 bits. */
 const MIN_LENGTH = 16;
 const MAX_LENGTH = 256;
-/** Each token is compared with each that a request brings, so the time of an upgrade grows with their number. */
+/** A request's token is compared with each of these, so the time of an upgrade grows with their number. */
 const MAX_TOKENS = 1000;
 
-/** Makes a token of 192 random bits. */
+/** A shell command that makes a token of 192 random bits. */
 const MAKE_ONE = "openssl rand -base64 24 | tr '+/' '-_'";
 
-/** What an access token has to be, as it follows "expected" in an error message. */
+/** The format of an access token, for error messages: "expected …". */
 export const TOKEN_FORM = `${MIN_LENGTH} to ${MAX_LENGTH} characters of A-Z a-z 0-9 - _, as made by: ${MAKE_ONE}`;
 
-/** A token, of which nothing but its SHA-256 is kept. Whoever prints or logs it does not see that either. */
+/** One access token. Only its SHA-256 is kept, and printing or logging the object does not show it. */
 export class AccessToken {
   readonly #digest: Uint8Array;
 
@@ -26,7 +26,7 @@ export class AccessToken {
     this.#digest = Bun.SHA256.hash(text) as Uint8Array;
   }
 
-  /** @returns What is wrong with the text, where it is no token. The answer never holds the text itself. */
+  /** @returns The token, or what is wrong with the text. That message never contains the text itself. */
   static parse(text: string, name = UNNAMED): AccessToken | string {
     if (!/^[\w-]*$/.test(text)) return 'the token has a character that is not of base64url';
     if (text.length < MIN_LENGTH) return `the token has only ${text.length} characters`;
@@ -34,7 +34,7 @@ export class AccessToken {
     return new AccessToken(text, name);
   }
 
-  /** Takes the same time whatever the digest is. */
+  /** Compares in constant time. */
   has(digest: Uint8Array): boolean {
     return crypto.timingSafeEqual(this.#digest, digest);
   }
@@ -49,9 +49,8 @@ export class AccessToken {
 }
 
 /**
- * Reads the lines of a file of tokens: `TOKEN` or `NAME TOKEN` each. Empty lines, and those that begin with `#`, do not
- * count.
- * @throws {Error} With the number of the line that is wrong, and what is wrong with it; never with what it holds.
+ * Parses a file of tokens. Each line is `TOKEN` or `NAME TOKEN`; empty lines and lines that begin with `#` are ignored.
+ * @throws {Error} With the number of the wrong line and what is wrong with it. It never contains the line's text.
  */
 export function parseTokens(text: string): AccessToken[] {
   const tokens: AccessToken[] = [];
@@ -63,15 +62,15 @@ export function parseTokens(text: string): AccessToken[] {
       throw new Error(`line ${i + 1}: ${token}; expected [NAME ]TOKEN, the token of ${TOKEN_FORM}`);
     }
     if (tokens.some((earlier) => earlier.equals(token))) {
-      throw new Error(`line ${i + 1}: the token stands in an earlier line already`);
+      throw new Error(`line ${i + 1}: the token is already in an earlier line`);
     }
     if (tokens.length === MAX_TOKENS) {
-      throw new Error(`line ${i + 1}: that is one more than ${MAX_TOKENS} tokens`);
+      throw new Error(`line ${i + 1}: there are more than ${MAX_TOKENS} tokens`);
     }
     tokens.push(token);
   }
   if (tokens.length === 0) {
-    throw new Error(`it holds no token; expected one a line, each of ${TOKEN_FORM}`);
+    throw new Error(`it contains no token; expected one per line, each of ${TOKEN_FORM}`);
   }
   return tokens;
 }
@@ -82,7 +81,7 @@ function parseLine(line: string): AccessToken | string {
   const [token = '', name] = words.reverse();
   if (name === undefined) return AccessToken.parse(token);
   if (!/^[\w.-]{1,64}$/.test(name)) return 'the name has a character other than A-Z a-z 0-9 . - _';
-  // Whoever writes the token before the name would see it in the log, and let in whoever guesses the name.
+  // If the two are swapped, the log would show the token as a name, and the name would be an easily guessed token.
   if (typeof AccessToken.parse(name) !== 'string') {
     return `the name could be a token itself; give it fewer than ${MIN_LENGTH} characters, or a dot`;
   }

@@ -1,4 +1,4 @@
-/** Who sends a request: the address that limits count by, also behind a proxy. */
+/** Finds the client's address for a request, also behind a proxy. The limits count by this address. */
 import ipaddr from 'ipaddr.js';
 
 /** Where the address comes from. `peer`: the TCP connection. The others: a header that a proxy wrote. */
@@ -9,7 +9,7 @@ export type ProxyRule =
   | { by: 'header'; header: string };
 
 export interface Caller {
-  /** What limits count by: an IPv4 address, or the /64 of an IPv6 address. */
+  /** The key that limits count by: an IPv4 address, or the /64 of an IPv6 address. */
   client: string;
   /** The whole address. */
   address: string;
@@ -31,7 +31,7 @@ export const PROXY_HEADERS = [
 export const PROXY_RULE_FORMS =
   'unset, 0, false or no (the TCP peer); 1, true or yes (left-most X-Forwarded-For); hops:N (N-th X-Forwarded-For from the right, 1 to 32); header:NAME (that header)';
 
-/** Reads the setting AMESH_TRUST_PROXY; undefined if it has none of the accepted forms. */
+/** Parses AMESH_TRUST_PROXY. Returns undefined if the text has none of the accepted forms. */
 export function parseProxyRule(text: string): ProxyRule | undefined {
   const value = text.trim().toLowerCase();
   if (['', '0', 'false', 'no'].includes(value)) return { by: 'peer' };
@@ -43,15 +43,15 @@ export function parseProxyRule(text: string): ProxyRule | undefined {
   return undefined;
 }
 
-/** In characters: an IPv6 address with a zone, brackets and a port is shorter. */
+/** The longest text that is parsed, in characters. An IPv6 address with a zone, brackets and a port is shorter. */
 const MAX_ADDRESS = 80;
 
 /** The prefix under which NAT64 and SIIT show an IPv4 address as IPv6: RFC 6052, section 2.1. */
 const NAT64_PREFIX = [0x64, 0xff9b, 0, 0, 0, 0];
 
 /**
- * Reads an address with or without brackets and port. An IPv6 address that stands for an IPv4 one (`::ffff:192.0.2.1`,
- * `64:ff9b::192.0.2.1`) is read as IPv4. Undefined if the text is no address.
+ * Parses an address with or without brackets and port. An IPv6 address that contains an IPv4 one (`::ffff:192.0.2.1`,
+ * `64:ff9b::192.0.2.1`) becomes IPv4. Returns undefined if the text is not an address.
  */
 export function parseAddress(text: string): ipaddr.IPv4 | ipaddr.IPv6 | undefined {
   if (text.length > MAX_ADDRESS) return undefined;
@@ -68,12 +68,12 @@ export function parseAddress(text: string): ipaddr.IPv4 | ipaddr.IPv6 | undefine
   return address;
 }
 
-/** An IPv4 address as systems and proxies write it. */
+/** An IPv4 address in the usual form. */
 const IPV4 = /^(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}$/;
 
-/** The caller at an address; undefined if the text is no address. */
+/** The caller with this address; undefined if the text is not an address. */
 function callerAt(text: string, source: string): Caller | undefined {
-  // Parsing would cost a twentieth of a whole pairing, and this form needs none.
+  // The common form needs no parsing, which would cost a twentieth of a whole pairing.
   if (IPV4.test(text)) return { client: text, address: text, source };
   const address = parseAddress(text);
   if (address === undefined) return undefined;
@@ -89,7 +89,7 @@ function callerAt(text: string, source: string): Caller | undefined {
   };
 }
 
-/** One entry of a list with commas: the first, or the n-th from the right. A stranger may have written a long list. */
+/** One entry of a list with commas: the first, or the n-th from the right. A long list is not split as a whole. */
 function entryOf(list: string, fromRight: number | undefined): string | undefined {
   if (fromRight === undefined) return list.split(',', 1)[0];
   let end = list.length;
@@ -100,7 +100,7 @@ function entryOf(list: string, fromRight: number | undefined): string | undefine
   return list.slice(list.lastIndexOf(',', end - 1) + 1, end);
 }
 
-/** The caller that the headers name by the rule; undefined if there is none, or no address. */
+/** The caller in the header that the rule names; undefined if the header is missing or has no valid address. */
 function fromHeaders(
   rule: Exclude<ProxyRule, { by: 'peer' }>,
   headers: Headers,
@@ -113,17 +113,17 @@ function fromHeaders(
   return entry === undefined ? undefined : callerAt(entry.trim(), name);
 }
 
-/** What a list of proxies has to hold, as it follows "expected" in an error message. */
+/** The format of a list of proxies, for error messages: "expected …". */
 export const RANGES_FORM =
   'addresses (192.0.2.1, 2001:db8::1) and ranges (10.0.0.0/8, fd00::/8), with commas in between';
 
-/** How many peers an {@link AddressRanges} remembers. Proxies are few. */
-const MAX_REMEMBERED = 1000;
+/** How many results an {@link AddressRanges} caches. A relay has few proxies. */
+const MAX_CACHED = 1000;
 
 /** Addresses and ranges of addresses, IPv4 and IPv6. */
 export class AddressRanges {
   readonly #ranges: [ipaddr.IPv4 | ipaddr.IPv6, number][];
-  readonly #remembered = new Map<string, boolean>();
+  readonly #cache = new Map<string, boolean>();
 
   private constructor(
     private readonly list: readonly string[],
@@ -132,29 +132,29 @@ export class AddressRanges {
     this.#ranges = ranges;
   }
 
-  /** @returns What is wrong, where an entry is no address and no range. */
+  /** @returns The ranges, or an error message if an entry is neither an address nor a range. */
   static parse(list: readonly string[]): AddressRanges | string {
     const ranges: [ipaddr.IPv4 | ipaddr.IPv6, number][] = [];
     for (const text of list) {
       const range = parseRange(text);
       if (range === undefined) {
-        return `${JSON.stringify(text)} is no address and no range; expected ${RANGES_FORM}`;
+        return `${JSON.stringify(text)} is neither an address nor a range; expected ${RANGES_FORM}`;
       }
       ranges.push(range);
     }
     return new AddressRanges(list, ranges);
   }
 
-  /** Whether an address is in one of the ranges. What is no address is in none. */
+  /** Whether an address is in one of the ranges; false if the text is not an address. */
   has(text: string): boolean {
-    const known = this.#remembered.get(text);
+    const known = this.#cache.get(text);
     if (known !== undefined) return known;
     const address = parseAddress(text);
     const isIn = this.#ranges.some(
       ([base, bits]) => address?.kind() === base.kind() && address.match(base, bits),
     );
-    if (this.#remembered.size >= MAX_REMEMBERED) this.#remembered.clear();
-    this.#remembered.set(text, isIn);
+    if (this.#cache.size >= MAX_CACHED) this.#cache.clear();
+    this.#cache.set(text, isIn);
     return isIn;
   }
 
@@ -163,10 +163,10 @@ export class AddressRanges {
   }
 }
 
-/** A range as its first address and the number of bits that all its addresses share; undefined if the text is none. */
+/** Parses a range: its first address and its prefix length in bits. Returns undefined if the text is not a range. */
 function parseRange(text: string): [ipaddr.IPv4 | ipaddr.IPv6, number] | undefined {
   const [, start = '', length] = /^([\da-f:.]+)(?:\/(\d{1,3}))?$/i.exec(text) ?? [];
-  // A peer with an IPv4 address is known by that alone, however its network writes it.
+  // An IPv4-mapped IPv6 address becomes IPv4, as the address of a peer does before it is compared.
   const base = parseAddress(start);
   if (base === undefined || (base instanceof ipaddr.IPv4 && /\d:\d+$/.test(start)))
     return undefined;
@@ -177,20 +177,20 @@ function parseRange(text: string): [ipaddr.IPv4 | ipaddr.IPv6, number] | undefin
   return bits >= 0 && bits <= width ? [base, bits] : undefined;
 }
 
-/** How many requests are looked at for a sign that AMESH_TRUST_PROXY is set wrong. */
-const LOOKS = 1000;
+/** How many requests are checked for signs that AMESH_TRUST_PROXY is set wrong. */
+const MAX_CHECKS = 1000;
 
 export class CallerResolver {
   readonly #rule: ProxyRule;
   readonly #warn: (message: string) => void;
   readonly #proxies: AddressRanges | undefined;
-  #looksLeft = LOOKS;
-  #isStrangerTold = false;
+  #checksLeft = MAX_CHECKS;
+  #hasWarnedOfUntrusted = false;
 
   /**
-   * @param warn Called at most once, if AMESH_TRUST_PROXY seems to be set wrong, and at most once, if a header comes from
-   *   none of the proxies; never with an address.
-   * @param proxies Those whose headers count. Default: all.
+   * @param warn Gets a warning at most once if AMESH_TRUST_PROXY seems to be set wrong, and at most once if a header
+   *   comes from a peer that is not one of `proxies`. The warnings contain no address.
+   * @param proxies The proxies whose headers are trusted. Default: all.
    */
   constructor(rule: ProxyRule, warn: (message: string) => void, proxies?: AddressRanges) {
     this.#rule = rule;
@@ -199,7 +199,7 @@ export class CallerResolver {
   }
 
   /**
-   * Whether what the headers say of the visitor counts: the address, the host, the scheme.
+   * Whether the proxy headers of a request (the visitor's address, host and scheme) are trusted.
    * @param peerOf As in {@link resolve}.
    */
   trusts(peerOf: () => string | undefined): boolean {
@@ -210,41 +210,42 @@ export class CallerResolver {
   }
 
   /**
-   * @param request Its headers are read only if they are needed, since Bun makes the object at the first access.
-   * @param peerOf Tells the address of the TCP connection; undefined if it is closed already. Asked only if needed.
+   * Finds the client that sent a request.
+   * @param request Its headers are read only if needed, since Bun builds the `Headers` object at the first access.
+   * @param peerOf Returns the address of the TCP connection, undefined if that is closed. Called only if needed.
    */
   resolve(request: { readonly headers: Headers }, peerOf: () => string | undefined): Caller {
     const rule = this.#rule;
     const named = rule.by === 'peer' ? undefined : fromHeaders(rule, request.headers);
-    const isStranger = this.#proxies !== undefined && !this.trusts(peerOf);
-    if (named && !isStranger) return named;
-    if (named) this.#tellOfStranger(named.source);
-    else if (this.#looksLeft > 0 && !isStranger) this.#look(request.headers);
+    const isUntrusted = this.#proxies !== undefined && !this.trusts(peerOf);
+    if (named && !isUntrusted) return named;
+    if (named) this.#warnOfUntrusted(named.source);
+    else if (this.#checksLeft > 0 && !isUntrusted) this.#checkRule(request.headers);
     const peer = peerOf();
     const found = peer === undefined ? undefined : callerAt(peer, 'peer');
     return found ?? { client: 'unknown', address: 'unknown', source: 'peer' };
   }
 
-  #tellOfStranger(header: string): void {
-    if (this.#isStrangerTold) return;
-    this.#isStrangerTold = true;
+  #warnOfUntrusted(header: string): void {
+    if (this.#hasWarnedOfUntrusted) return;
+    this.#hasWarnedOfUntrusted = true;
     this.#warn(
-      `a request carries ${header}, and comes from none of AMESH_TRUSTED_PROXIES: the header is ignored, and the TCP peer counts as the client`,
+      `a request carries ${header}, but comes from none of AMESH_TRUSTED_PROXIES: the header is ignored, and the TCP peer counts as the client`,
     );
   }
 
-  #look(headers: Headers): void {
+  #checkRule(headers: Headers): void {
     const rule = this.#rule;
     if (rule.by === 'peer') {
-      this.#looksLeft -= 1;
+      this.#checksLeft -= 1;
       const header = PROXY_HEADERS.find((name) => headers.has(name));
       if (header === undefined) return;
-      this.#looksLeft = 0;
+      this.#checksLeft = 0;
       this.#warn(
         `a request carries ${header}, but AMESH_TRUST_PROXY is not set: behind a proxy all clients count as one`,
       );
     } else {
-      this.#looksLeft = 0;
+      this.#checksLeft = 0;
       this.#warn(
         `a request carries no usable ${rule.by === 'header' ? rule.header : 'x-forwarded-for'}, though AMESH_TRUST_PROXY trusts it: the TCP peer counts as the client`,
       );

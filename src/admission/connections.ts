@@ -1,21 +1,21 @@
-/** Who is connected, how many sockets each client has, and which of them hold nothing. Pure, like the limits. */
+/** The open sockets: how many each client has, and which of them are idle. Pure, like the limits. */
 import type { Peer } from '../peer.ts';
 import { Tally } from './limits.ts';
 
 interface ConnectionLimits {
   maxConnections: number;
   maxConnectionsPerClient: number;
-  /** Milliseconds that a socket may hold nothing. */
+  /** Milliseconds that a socket may be idle. */
   idleMs: number;
 }
 
 export class Connections {
-  /** While true, newcomers are refused, and pairings that have begun go on. */
+  /** While true, new sockets, sessions and watches are refused; pairings that have begun continue. */
   draining = false;
   /** Sockets that may be open at once. */
   maxConnections: number;
   readonly #open = new Set<Peer>();
-  /** Those that hold no session, no watch and no unanswered announcement; the longest idle stands first. */
+  /** Sockets without a session, a watch or an unanswered announcement. The longest idle comes first. */
   readonly #idle = new Set<Peer>();
   readonly #perClient = new Tally();
 
@@ -35,7 +35,7 @@ export class Connections {
     };
   }
 
-  /** Takes a socket in. Returns false where there is no room for it. */
+  /** Adds a new socket. Returns false if a limit is reached. */
   admit(connection: Peer, now: number): boolean {
     const { maxConnectionsPerClient } = this.limits;
     if (this.#open.size >= this.maxConnections) return false;
@@ -46,7 +46,7 @@ export class Connections {
     return true;
   }
 
-  /** Forgets a socket. Returns false where it was not there. */
+  /** Removes a socket. Returns false if it was not there. */
   remove(connection: Peer): boolean {
     if (!this.#open.delete(connection)) return false;
     this.#idle.delete(connection);
@@ -62,7 +62,7 @@ export class Connections {
     return this.#open;
   }
 
-  /** Counts a socket as idle or not, by what it holds now. To be called after each change of what it holds. */
+  /** Updates whether a socket is idle. Call it after each change of its session, watches or announcements. */
   settle(connection: Peer, now: number): void {
     this.#idle.delete(connection);
     if (connection.isBusy || !this.#open.has(connection)) return;
@@ -70,7 +70,7 @@ export class Connections {
     this.#idle.add(connection);
   }
 
-  /** Those that were idle for too long, the longest first. */
+  /** Sockets that have been idle for too long, the longest first. */
   *overdue(now: number): Generator<Peer, void, void> {
     for (const connection of this.#idle) {
       if (now - connection.idleSince < this.limits.idleMs) return;

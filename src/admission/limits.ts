@@ -1,27 +1,27 @@
 /**
- * What a client may do in which time. Pure: `now` is an argument, in milliseconds on any clock that only moves forward.
+ * Rate limits. Pure: `now` is an argument, in milliseconds on any clock that only moves forward.
  *
- * An IPv4 address counts for itself. Whoever has IPv6 usually has a /56 or a /48 and can use every /64 in it, so an
- * attempt from IPv6 counts for its /64 and also, with eight times the limit, for its /56 and its /48.
+ * An IPv4 address is counted by itself. An IPv6 user usually has a /56 or a /48 and can use every /64 in it, so an
+ * attempt from IPv6 is counted for its /64 and also for its /56 and its /48, which have eight times the limit.
  */
 import type { Config } from '../config.ts';
 
 /** The width of every window, in milliseconds. From the protocol: "per client and minute". */
 export const WINDOW_MS = 60_000;
 
-/** How many times a client's limit all clients of an IPv6 /56, and all of a /48, have together. From the protocol. */
+/** The limit of a whole IPv6 /56 or /48, as a multiple of one client's limit. From the protocol. */
 export const NETWORK_FACTOR = 8;
 
-/** Wrong access tokens that a client has in any 60 s. Nobody types one, so whoever needs more is guessing. */
+/** Wrong access tokens allowed per client in any 60 s. Nobody types a token by hand, so more than that is guessing. */
 const MAX_WRONG_TOKENS = 10;
 
 /**
- * How many keys a book holds. When it is full, new keys are not tracked, so that those who are tracked keep their full
- * minute. Whoever can fill it (100,000 addresses a minute, about 15 MB) is not held back by a limit per address.
+ * How many keys one limit tracks. When it is full, new keys are not tracked, so that the tracked ones keep their full
+ * minute. An attacker who can fill it (100,000 addresses a minute, about 15 MB) is not stopped by limits per address.
  */
 export const MAX_KEYS = 100_000;
 
-/** The networks that an attempt of a client counts for: the client itself first, then those with eight times its limit. */
+/** The keys that an attempt is counted for: the client itself first, then its networks with eight times the limit. */
 export function networksOf(client: string): string[] {
   if (!client.endsWith('/64')) return [client];
   const parts = /^([\da-f]+):([\da-f]+):([\da-f]+):([\da-f]+)::\/64$/.exec(client);
@@ -31,10 +31,10 @@ export function networksOf(client: string): string[] {
   return [client, `${a}:${b}:${c}:${upper}::/56`, `${a}:${b}:${c}::/48`];
 }
 
-/** At most `max` attempts of a client in any 60 s. It keeps the time of each, so it is for small limits. */
+/** Allows `max` attempts of a client in any 60 s. It stores the time of each, so it is for small limits. */
 export class Attempts {
-  // Key → times of its last attempts, oldest first. The keys stand in the order of their last attempt.
-  readonly #book = new Map<string, number[]>();
+  // Key → times of its last attempts, oldest first. The keys are in the order of their last attempt.
+  readonly #entries = new Map<string, number[]>();
 
   constructor(
     private readonly max: number,
@@ -42,14 +42,14 @@ export class Attempts {
   ) {}
 
   get size(): number {
-    return this.#book.size;
+    return this.#entries.size;
   }
 
   /** Whether a client, or a network that it belongs to, has used up its attempts. */
   isSpent(client: string, now: number): boolean {
-    if (this.#book.size === 0) return false;
+    if (this.#entries.size === 0) return false;
     return networksOf(client).some((key, i) => {
-      const times = this.#book.get(key);
+      const times = this.#entries.get(key);
       const oldest = times?.at(-this.#maxOf(i));
       return oldest !== undefined && now - oldest < WINDOW_MS;
     });
@@ -64,28 +64,28 @@ export class Attempts {
   }
 
   #add(key: string, max: number, now: number): void {
-    const times = this.#book.get(key) ?? [];
-    if (!this.#book.delete(key) && this.#book.size >= this.maxKeys) return;
+    const times = this.#entries.get(key) ?? [];
+    if (!this.#entries.delete(key) && this.#entries.size >= this.maxKeys) return;
     if (times.length === max) times.shift();
     times.push(now);
-    this.#book.set(key, times);
+    this.#entries.set(key, times);
   }
 
   sweep(now: number): void {
-    for (const [key, times] of this.#book) {
+    for (const [key, times] of this.#entries) {
       if (now - (times.at(-1) as number) < WINDOW_MS) break;
-      this.#book.delete(key);
+      this.#entries.delete(key);
     }
   }
 }
 
 /**
- * At most `max` of something for a client in a minute that begins with the first. Two numbers for each client, however
- * large the limit is; in return, two neighbouring minutes can hold `2 × max` within 60 s.
+ * Allows `max` events of a client per minute. A client's minute begins with its first event. It stores two numbers for
+ * each client, however large the limit is. In return, two minutes in a row can have `2 × max` events within 60 s.
  */
 export class MinuteCount {
-  // Keys stand in the order in which their minutes began.
-  readonly #book = new Map<string, { count: number; since: number }>();
+  // The keys are in the order in which their minutes began.
+  readonly #entries = new Map<string, { count: number; since: number }>();
 
   constructor(
     private readonly max: number,
@@ -93,13 +93,13 @@ export class MinuteCount {
   ) {}
 
   get size(): number {
-    return this.#book.size;
+    return this.#entries.size;
   }
 
   /** Whether a client, or a network that it belongs to, has used up its minute. */
   isSpent(client: string, now: number): boolean {
     return networksOf(client).some((key, i) => {
-      const minute = this.#book.get(key);
+      const minute = this.#entries.get(key);
       if (!minute || now - minute.since >= WINDOW_MS) return false;
       return minute.count >= (i === 0 ? this.max : this.max * NETWORK_FACTOR);
     });
@@ -107,26 +107,26 @@ export class MinuteCount {
 
   add(client: string, now: number): void {
     for (const key of networksOf(client)) {
-      const minute = this.#book.get(key);
+      const minute = this.#entries.get(key);
       if (minute && now - minute.since < WINDOW_MS) minute.count += 1;
-      else if (this.#book.delete(key) || this.#book.size < this.maxKeys) {
-        this.#book.set(key, { count: 1, since: now });
+      else if (this.#entries.delete(key) || this.#entries.size < this.maxKeys) {
+        this.#entries.set(key, { count: 1, since: now });
       }
     }
   }
 
   sweep(now: number): void {
-    for (const [key, { since }] of this.#book) {
+    for (const [key, { since }] of this.#entries) {
       if (now - since < WINDOW_MS) break;
-      this.#book.delete(key);
+      this.#entries.delete(key);
     }
   }
 }
 
-/** A budget for each client that refills steadily: `burst` at once, then `perSecond`. */
+/** A token bucket for each client: `burst` at once, then `perSecond`. */
 export class Budget {
-  // Client → when its budget will be whole again.
-  readonly #book = new Map<string, number>();
+  // Client → when its budget will be full again.
+  readonly #entries = new Map<string, number>();
   readonly #perMs: number;
 
   constructor(
@@ -138,27 +138,27 @@ export class Budget {
   }
 
   get size(): number {
-    return this.#book.size;
+    return this.#entries.size;
   }
 
-  /** Takes an amount from a client's budget. Returns false, and takes nothing, where it is not there. */
+  /** Takes an amount from a client's budget. Returns false, and takes nothing, if less is left. */
   take(client: string, amount: number, now: number): boolean {
-    const wholeAt = this.#book.get(client);
-    const spent = wholeAt === undefined ? 0 : Math.max(0, wholeAt - now) * this.#perMs;
+    const fullAt = this.#entries.get(client);
+    const spent = fullAt === undefined ? 0 : Math.max(0, fullAt - now) * this.#perMs;
     if (spent + amount > this.burst) return false;
-    if (wholeAt !== undefined || this.#book.size < this.maxKeys) {
-      this.#book.set(client, now + (spent + amount) / this.#perMs);
+    if (fullAt !== undefined || this.#entries.size < this.maxKeys) {
+      this.#entries.set(client, now + (spent + amount) / this.#perMs);
     }
     return true;
   }
 
-  /** Forgets every client whose budget is whole again. */
+  /** Removes every client whose budget is full again. */
   sweep(now: number): void {
-    for (const [client, wholeAt] of this.#book) if (wholeAt <= now) this.#book.delete(client);
+    for (const [client, fullAt] of this.#entries) if (fullAt <= now) this.#entries.delete(client);
   }
 }
 
-/** How many of something each client holds at present. */
+/** Counts how many of something each client has now. */
 export class Tally {
   readonly #held = new Map<string, number>();
 
@@ -181,18 +181,18 @@ export class Tally {
   }
 }
 
-/** Every limit per client or per code that this instance counts. */
+/** The limits per client and per code that this instance counts. */
 export class Limits {
   readonly failedCodes: Attempts;
   readonly failedPerCode: Attempts;
-  /** An accepted `listen` tells that nobody else has the code, so without a limit it is a way to try them all. */
+  /** An accepted `listen` shows that nobody else uses the code, so without a limit a client could test all codes. */
   readonly listens: MinuteCount;
   readonly watchAttempts: Attempts;
   readonly refusedInits: Attempts;
   readonly wrongTokens = new Attempts(MAX_WRONG_TOKENS);
   /** Payload bytes that a client's sockets may forward. */
   readonly bytes: Budget;
-  /** Upgrades and plain requests: at once twice as many as a client may hold sockets, then a quarter of that a second. */
+  /** Upgrades and plain requests: twice the client's socket limit at once, then a quarter of that limit per second. */
   readonly requests: Budget;
 
   constructor(config: Config) {
@@ -206,14 +206,14 @@ export class Limits {
     this.requests = new Budget(sockets * 2, sockets / 4);
   }
 
-  /** The number of keys in each book. */
+  /** The number of keys that each limit tracks. */
   get books(): Record<string, number> {
-    const books = Object.entries(this) as [string, { size: number }][];
-    return Object.fromEntries(books.map(([name, { size }]) => [name, size]));
+    const limits = Object.entries(this) as [string, { size: number }][];
+    return Object.fromEntries(limits.map(([name, { size }]) => [name, size]));
   }
 
   sweep(now: number): void {
-    const books = Object.values(this) as { sweep: (now: number) => void }[];
-    for (const book of books) book.sweep(now);
+    const limits = Object.values(this) as { sweep: (now: number) => void }[];
+    for (const limit of limits) limit.sweep(now);
   }
 }

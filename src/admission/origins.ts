@@ -1,22 +1,23 @@
 /**
- * Which web pages may use the relay. A browser names the page's origin with each WebSocket that it opens, and a page can
- * forge neither that nor the host; other programs name none. So that no page of a stranger spends its visitors' attempts.
+ * Which web pages may use the relay. A browser sends the page's origin with each WebSocket that it opens, and the page
+ * can forge neither the origin nor the host. Other programs send no origin. Without this check, any page could use up
+ * the failed attempts of its visitors.
  */
 
-/** Why a request for a WebSocket is not let in: for programs, and for a person. */
+/** Why an upgrade was refused: `error` for programs, `message` for people. */
 export interface Refused {
   error: 'access_token_missing' | 'access_token_wrong' | 'too_many_wrong_tokens' | 'origin_refused';
   message: string;
 }
 
-/** A host name or an address, with or without a port. Any other `Host` is not repeated to anyone. */
+/** A host name or an address, with or without a port. No answer repeats any other `Host`. */
 export const HOST = /^(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?$/i;
 
-/** What an origin has to be, as it follows "expected" in an error message. */
+/** The format of the allowed origins, for error messages: "expected …". */
 export const ORIGIN_FORM =
   'origins as browsers send them (https://app.example.com, without a path), with commas in between, or * for any';
 
-/** An origin in its usual spelling: in lower case, without the port that its scheme has anyway. Undefined if it is none. */
+/** An origin in lower case and without its scheme's default port; undefined if the text is not an origin. */
 export function parseOrigin(text: string): string | undefined {
   const [, scheme, host = ''] = /^([a-z][a-z0-9+.-]*):\/\/(.+)$/i.exec(text) ?? [];
   if (scheme === undefined || !HOST.test(host) || !URL.canParse(text)) return undefined;
@@ -25,8 +26,8 @@ export function parseOrigin(text: string): string | undefined {
 }
 
 /**
- * The host that the visitor's browser shows.
- * @param trusts Whether the proxy that sent the request is trusted. Asked only where it names a host.
+ * The host in the address that the visitor's browser shows.
+ * @param trusts Tells whether the proxy that sent the request is trusted. Called only if the proxy names a host.
  */
 export function shownHost(headers: Headers, trusts: () => boolean): string {
   const forwarded = headers.get('x-forwarded-host');
@@ -42,16 +43,16 @@ export function isSecure(headers: Headers, isTls: boolean, trusts: () => boolean
 }
 
 export interface OriginRules {
-  /** From AMESH_ALLOWED_ORIGINS: as {@link parseOrigin} spells them, or `*`. The relay's own host needs no entry. */
+  /** From AMESH_ALLOWED_ORIGINS: as {@link parseOrigin} returns them, or `*`. The relay's own host needs no entry. */
   allowed: readonly string[];
   /** Whether the relay itself speaks TLS. */
   isTls: boolean;
 }
 
 /**
- * Whether a request may open a WebSocket as far as its origin goes.
+ * Checks the origin of a request for a WebSocket.
  * @param trusts As in {@link shownHost}.
- * @returns Why not; undefined if it may.
+ * @returns The reason if refused, otherwise undefined.
  */
 export function originRefusal(
   headers: Headers,
@@ -71,15 +72,15 @@ export function originRefusal(
   if (isOwn(origin, host, isSecure(headers, isTls, trusts))) return undefined;
   const seen = HOST.test(host) ? host : 'none that is valid';
   return refused(
-    `A page of ${origin} may not use this relay, whose own host is ${seen} here. To let it in, set AMESH_ALLOWED_ORIGINS=${origin} for the relay. If it is the relay's own page, a proxy changes the Host header: have it pass on the one that it gets, with the port.`,
+    `A page of ${origin} may not use this relay, whose own host is ${seen} here. To let it in, set AMESH_ALLOWED_ORIGINS=${origin} for the relay. If it is the relay's own page, a proxy changes the Host header: make it pass on the Host header that it receives, with the port.`,
   );
 }
 
 const refused = (message: string): Refused => ({ error: 'origin_refused', message });
 
 /**
- * Whether the page comes from the host that the request was sent to. A page without TLS is no part of a relay with. Many
- * proxies leave the port out of the host that they pass on, as nginx with `$host`: then the name alone has to match.
+ * Whether the page comes from the host that the request was sent to. A page without TLS does not belong to a relay with
+ * TLS. Many proxies pass the host on without its port, such as nginx with `$host`; then only the name must match.
  */
 function isOwn(origin: string, host: string, isEncrypted: boolean): boolean {
   const [scheme = '', shown = ''] = origin.split('://', 2);

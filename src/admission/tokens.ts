@@ -1,6 +1,6 @@
 /**
- * Access tokens: a relay that has any is private, and lets in only requests that bring one of them. They come from the
- * environment, from a file, or from both; the file is read again when it changes.
+ * Access tokens. A relay with tokens is private: it accepts only requests that carry one of them. The tokens come from
+ * the environment, from a file, or from both; the file is read again when it changes.
  */
 import type { Log } from '../observe/log.ts';
 import { TokensError } from '../relay.ts';
@@ -12,16 +12,17 @@ import type { Refused } from './origins.ts';
 const MISSING: Refused = {
   error: 'access_token_missing',
   message:
-    'This relay is private. Bring its access token: in the URL (wss://…/ws?token=TOKEN), as Authorization: Bearer TOKEN, or as the password of Basic.',
+    'This relay is private. Send its access token: in the URL (wss://…/ws?token=TOKEN), as Authorization: Bearer TOKEN, or as the password of Basic.',
 };
 const WRONG: Refused = {
   error: 'access_token_wrong',
-  message: 'This relay is private, and does not know this access token. Ask whoever runs it.',
+  message:
+    'This relay is private, and this access token is wrong. Ask the operator of the relay for one.',
 };
 const TWICE: Refused = {
   error: 'access_token_wrong',
   message:
-    'The request brings more than one access token. Bring one: in the URL (once), or in the Authorization header.',
+    'The request has more than one access token. Send only one: in the URL (once), or in the Authorization header.',
 };
 const TOO_MANY: Refused = {
   error: 'too_many_wrong_tokens',
@@ -30,8 +31,8 @@ const TOO_MANY: Refused = {
 
 export class AccessTokens {
   #tokens: readonly AccessToken[] = [];
-  /** Of the file as it was read last, and of what was wrong with it then. */
-  #read: { digest: string; problem?: string } | undefined;
+  /** The last read of the file: the hash of its text, and what was wrong with it. */
+  #lastRead: { digest: string; problem?: string } | undefined;
   #isReading = false;
 
   private constructor(
@@ -44,8 +45,8 @@ export class AccessTokens {
   /**
    * @param token From AMESH_ACCESS_TOKEN.
    * @param file The path from AMESH_ACCESS_TOKENS_FILE.
-   * @param onNames Called with the names of the tokens, now and whenever they have changed.
-   * @returns undefined where the relay has no tokens, and is open to everyone.
+   * @param onNames Called with the names of the tokens, at once and after each change.
+   * @returns The tokens; undefined if none are configured, so that the relay is open to everyone.
    * @throws {TokensError} When the file cannot be used.
    */
   static async open(
@@ -65,10 +66,11 @@ export class AccessTokens {
   }
 
   /**
-   * Decides on a request by the tokens that it brings, and counts a wrong one against its client.
-   * @param attempts How many wrong ones each client had. Whoever has had too many is told so whatever the token is, since
-   *   to be told which one is right is what a guesser is after.
+   * Checks the token of a request, and counts a wrong one against its client.
+   * @param attempts The wrong tokens of each client. After too many, even a right token is refused: otherwise a client
+   *   that guesses would learn which token is right.
    * @param now Milliseconds.
+   * @returns The token that matched, or the reason for the refusal.
    */
   check(request: Request, client: string, attempts: Attempts, now: number): AccessToken | Refused {
     const [text, ...others] = tokensOf(request);
@@ -80,7 +82,7 @@ export class AccessTokens {
     return others.length === 0 ? WRONG : TWICE;
   }
 
-  /** Compares with every token, also after one has matched, so that the time it takes tells nothing. */
+  /** Compares with every token, also after one has matched, so that the time reveals nothing. */
   #find(text: string): AccessToken | undefined {
     const digest = Bun.SHA256.hash(text) as Uint8Array;
     let found: AccessToken | undefined;
@@ -89,11 +91,11 @@ export class AccessTokens {
   }
 
   /**
-   * Reads the file again, and takes its tokens in the place of the old ones if it has changed. A file that is broken
-   * leaves the old ones in force, and is warned of once. Nobody who is connected is disturbed.
+   * Reads the file again, and replaces the tokens if it has changed. If the file is broken, the old tokens stay valid
+   * and one warning is logged. Open sockets are not affected.
    */
   async reload(): Promise<void> {
-    // On a hung file system one look waits, not more with each second.
+    // If the file system hangs, only one read waits, instead of one more each second.
     if (this.file === undefined || this.#isReading) return;
     this.#isReading = true;
     try {
@@ -102,33 +104,33 @@ export class AccessTokens {
       }
     } catch (error) {
       const problem = (error as Error).message;
-      if (problem !== this.#read?.problem) {
+      if (problem !== this.#lastRead?.problem) {
         this.log.warn(
-          `AMESH_ACCESS_TOKENS_FILE: ${this.file}: ${problem}. The tokens read before stay in force`,
+          `AMESH_ACCESS_TOKENS_FILE: ${this.file}: ${problem}. The tokens read before stay valid`,
         );
       }
-      this.#read = { digest: '', problem };
+      this.#lastRead = { digest: '', problem };
     } finally {
       this.#isReading = false;
     }
   }
 
-  /** @returns Whether anything has changed since. */
+  /** @returns Whether the file has changed since the last read. */
   async #readFile(): Promise<boolean> {
     const own = this.own ? [this.own] : [];
     const text = this.file === undefined ? '' : await readSecretFile(this.file);
     const digest = Bun.SHA256.hash(text, 'hex');
-    if (digest === this.#read?.digest) return false;
+    if (digest === this.#lastRead?.digest) return false;
     this.#tokens = this.file === undefined ? own : [...own, ...parseTokens(text)];
-    this.#read = { digest };
+    this.#lastRead = { digest };
     this.onNames(this.#tokens.map(({ name }) => name));
     return true;
   }
 }
 
 /**
- * The tokens that a request brings: none, one, or several where its places disagree or the URL has more than one. An
- * empty one counts as none.
+ * The tokens in a request: none, one, or several if the URL and the header differ or the URL has more than one. An
+ * empty token in the URL is ignored.
  */
 export function tokensOf({ url, headers }: Pick<Request, 'url' | 'headers'>): string[] {
   const inUrl = tokensInUrl(url);
@@ -142,18 +144,18 @@ function tokensInUrl(url: string): string[] {
   const start = target.indexOf('?');
   if (start === -1) return [];
   const query = target.slice(start + 1);
-  // What devices send; reading any query would cost ten times as much.
+  // The form that devices send. Parsing a query in general would take ten times as long.
   if (/^token=[\w-]+$/.test(query)) return [query.slice('token='.length)];
   const tokens = new URLSearchParams(query).getAll('token');
   return tokens.length === 1 && tokens[0] === '' ? [] : tokens;
 }
 
-/** What follows `Bearer`, or the password of `Basic`. Any other scheme is somebody else's. */
+/** The text after `Bearer`, or the password of `Basic`. Other schemes are not for the relay, and are ignored. */
 function tokenInHeader(value: string | null): string | undefined {
   const [, scheme, rest = ''] = /^(bearer|basic) +(.+)$/i.exec(value ?? '') ?? [];
   if (scheme === undefined) return undefined;
   if (/^bearer$/i.test(scheme)) return rest;
-  // What is not base64 through and through (two headers become one with a comma) is no token that anyone has.
+  // Two headers are joined with a comma, which is not base64. Such a text is returned as it is and matches no token.
   if (!/^[A-Za-z0-9+/]+={0,2}$/.test(rest)) return rest;
   const pair = Buffer.from(rest, 'base64').toString();
   const colon = pair.indexOf(':');

@@ -1,7 +1,7 @@
 /**
- * The rules of bootstrap by token: who watches which token id (jti), and who announced itself with it. Pure: it knows no
- * socket, and `now` is an argument, in milliseconds on any clock that only moves forward. Which ids are used up is kept
- * apart, in `used-tokens.ts` for one instance and in Redis for many.
+ * The rules of bootstrap by token: who watches which token id (jti), and who announced itself with it. Pure: it uses no
+ * socket, and `now` is an argument, in milliseconds on any clock that only moves forward. The used ids are stored
+ * elsewhere: in `used-tokens.ts` for one instance, in Redis for many.
  */
 import type { Peer, Watch } from '../peer.ts';
 
@@ -13,16 +13,16 @@ export const BURNT_TTL_MS = 25 * 3_600_000;
 export const MAX_WATCHES_PER_PEER = 100;
 
 export class Bootstrap {
-  /** By jti. All last equally long and a renewed one moves to the end, so the first to be over stands first. */
+  /** By jti. All last equally long and a renewed one moves to the end, so the first one expires first. */
   readonly #watches = new Map<string, Watch>();
   #unanswered = 0;
 
-  /** Watches held, announced to or not. */
+  /** All watches, with a target or without. */
   get size(): number {
     return this.#watches.size;
   }
 
-  /** Watches that were announced to and owe their target an answer. */
+  /** Watches with a target that waits for an answer. */
   get unanswered(): number {
     return this.#unanswered;
   }
@@ -48,7 +48,7 @@ export class Bootstrap {
     return watch;
   }
 
-  /** A target announces itself to a watch. Returns the error code where another one came first. */
+  /** A target announces itself to a watch. Returns the error code if another target came first. */
   announce(target: Peer, watch: Watch): 'token_already_used' | undefined {
     if (watch.target) return 'token_already_used';
     watch.target = target;
@@ -57,7 +57,7 @@ export class Bootstrap {
     return undefined;
   }
 
-  /** Forgets a watch: its jti may be watched by others, and neither peer holds anything of it. */
+  /** Removes a watch: others may watch its jti, and its peers no longer refer to it. */
   end(watch: Watch): void {
     watch.watcher.watches?.delete(watch);
     if (watch.target?.announced?.delete(watch)) this.#unanswered -= 1;
@@ -68,7 +68,7 @@ export class Bootstrap {
     return now - watch.since >= WATCH_TTL_MS;
   }
 
-  /** Every watch whose time is up, oldest first. The caller ends each before it takes the next. */
+  /** All expired watches, oldest first. The caller ends each one before it takes the next. */
   *expired(now: number): Generator<Watch, void, void> {
     for (const watch of this.#watches.values()) {
       if (!this.isOver(watch, now)) break;

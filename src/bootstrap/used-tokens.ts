@@ -1,20 +1,20 @@
 /**
- * The token ids that are used up, for one instance on its own. Nothing else is remembered for a day, so it is kept
- * small: of each id only 56 bits of its SHA-256, of which eight choose one of 256 shards. A shard of a full list holds
- * about 4,000 entries, so neither its growth nor its expiry stalls the event loop.
+ * The used token ids, on a relay of one instance. Ids stay here for 25 hours, so each takes little memory: 56 bits of
+ * its SHA-256, eight of which choose one of 256 shards. A shard of a full list has about 4,000 entries, so neither its
+ * growth nor its expiry blocks the event loop.
  */
 
-/** Expired entries that one sweep removes at most: a million are gone in under a minute, a few milliseconds at a time. */
+/** The most entries that one sweep removes, in a few milliseconds. A million are removed in under a minute. */
 const SWEEP_BATCH = 20_000;
 
 export class UsedTokens {
-  // Shard → fingerprint → when it was burned; insertion order is age.
+  // Shard → fingerprint → when it was burned. The oldest fingerprint comes first.
   readonly #shards = new Map<number, Map<number, number>>();
   #size = 0;
 
   /**
-   * @param max Ids that the list holds; then {@link isFull} says so. A new id has the fingerprint of one of a million
-   *   others with a probability of about 1 in 70 billion (2^20 / 2^56), and would then count as used.
+   * @param max How many ids the list holds until it {@link isFull}. With a million ids, a new one has the fingerprint
+   *   of an older one, and so counts as used, with a probability of about 1 in 70 billion (2^20 / 2^56).
    * @param ttlMs How long an id stays burned, in milliseconds.
    */
   constructor(
@@ -55,7 +55,7 @@ export class UsedTokens {
     }
   }
 
-  /** The shard and the key of an id. A shard is made for the first id that belongs into it. */
+  /** The shard and the fingerprint of an id. The shard is created if it does not exist yet. */
   #locate(jti: string): [Map<number, number>, number] {
     const digest = Buffer.from(Bun.SHA256.hash(jti).buffer);
     const number = digest[0] as number;

@@ -1,4 +1,4 @@
-/** Carries out what the rules of bootstrap decide, and tells both sides. */
+/** Applies the rules of bootstrap, and sends the results to both peers. */
 import type { Connections } from '../admission/connections.ts';
 import type { Limits } from '../admission/limits.ts';
 import type { Answers } from '../answers.ts';
@@ -19,7 +19,7 @@ export class Watches {
     private readonly stats: Stats,
   ) {}
 
-  // What a peer asks of an instance on its own. Each returns the error code where the answer is no.
+  // Requests of a peer on a relay of one instance. Each returns the error code if refused, otherwise undefined.
 
   watch(watcher: Peer, jti: string, now: number): ErrorCode | undefined {
     const { watchAttempts } = this.limits;
@@ -30,7 +30,7 @@ export class Watches {
     return typeof watch === 'string' ? watch : undefined;
   }
 
-  /** A target announces itself with a jti, which burns it whatever comes after. */
+  /** A target announces itself with a jti. If somebody watches the jti, it is burned, whatever the answer is. */
   announce(target: Peer, jti: string, frame: string, now: number): RejectReason | undefined {
     const { refusedInits } = this.limits;
     if (refusedInits.isSpent(target.client, now)) return 'rate_limited';
@@ -48,9 +48,9 @@ export class Watches {
     return this.tell(target, watch, frame, now);
   }
 
-  // The steps behind it, for whoever has checked the limits.
+  // The same steps without the limits: the cluster calls them too, after its own checks.
 
-  /** The watch on a jti. One whose time is up is ended first, so that expiry is exact between two sweeps too. */
+  /** The watch on a jti. An expired one is ended first, so that expiry is exact between two sweeps too. */
   find(jti: string, now: number): Watch | undefined {
     const watch = this.bootstrap.find(jti);
     if (!watch || !this.bootstrap.isOver(watch, now)) return watch;
@@ -58,10 +58,10 @@ export class Watches {
     return undefined;
   }
 
-  /** Begins or renews a watch and says so to the watcher. */
+  /** Begins or renews a watch and confirms it to the watcher. Returns the watch, or the error code. */
   open(watcher: Peer, jti: string, now: number): Watch | ErrorCode {
     this.find(jti, now);
-    // A watch that has just ended may have been its own, and it is closed if it did not read that.
+    // `find` may have just ended this watcher's own watch, and closed the watcher because it does not read.
     if (!this.connections.has(watcher)) return 'relay_unavailable';
     const watch = this.bootstrap.watch(watcher, jti, now);
     if (typeof watch === 'string') return watch;
@@ -71,7 +71,7 @@ export class Watches {
     return watch;
   }
 
-  /** Tells a watcher of the target that announced itself. */
+  /** Sends a target's announcement to the watcher. Returns the error code if another target came first. */
   tell(target: Peer, watch: Watch, frame: string, now: number): 'token_already_used' | undefined {
     const refusal = this.bootstrap.announce(target, watch);
     if (refusal) return refusal;
@@ -81,7 +81,7 @@ export class Watches {
     return undefined;
   }
 
-  /** Passes a watcher's answer on to the target. */
+  /** Sends a watcher's answer to the target, and ends the watch. Returns the error code if refused. */
   answer(
     watcher: Peer,
     jti: string,
@@ -98,7 +98,7 @@ export class Watches {
     return undefined;
   }
 
-  /** A peer has gone, and with it all that it watched or announced. `why` is what waiting targets are told. */
+  /** A peer has disconnected: its watches and announcements end. `why` is the reason that waiting targets get. */
   leave({ watches, announced }: Peer, why: RejectReason, now: number): void {
     watches?.forEach((watch) => {
       this.end(watch, 'abandoned', now);

@@ -1,4 +1,4 @@
-/** Bytes as text, for a wire that carries strings. */
+/** Converts bytes to base64 text and back, since payloads are strings. */
 
 export type Bytes = Uint8Array<ArrayBuffer>;
 
@@ -9,7 +9,7 @@ export function toBase64(bytes: Uint8Array): string {
   return btoa(text);
 }
 
-/** @returns Undefined where the text is not standard base64 with its padding. */
+/** @returns The bytes; undefined if the text is not standard base64 with its padding. */
 export function fromBase64(text: string): Bytes | undefined {
   if (text.length % 4 !== 0 || !/^[A-Za-z0-9+/]*={0,2}$/.test(text)) return undefined;
   return Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
@@ -19,7 +19,7 @@ export function fromBase64(text: string): Bytes | undefined {
 export const toBase64Url = (bytes: Uint8Array): string =>
   toBase64(bytes).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
 
-/** @returns Undefined where the text is not base64 in the alphabet for URLs. */
+/** @returns The bytes; undefined if the text is not base64 in the alphabet for URLs. */
 export function fromBase64Url(text: string): Bytes | undefined {
   if (!/^[\w-]*$/.test(text)) return undefined;
   const padding = '='.repeat(-text.length & 3);

@@ -1,10 +1,10 @@
-/** What two devices have once they share keys: records below, and above them a channel for what programs say. */
+/** The secure channel between two devices that share keys, and the encrypted records that it sends. */
 import type { Bytes } from './base64.ts';
 import { RelayError, traced } from './errors.ts';
 import { Inbox, Wait, type WaitOptions } from './inbox.ts';
 import { type Agreement, concat, open, seal, utf8 } from './keys.ts';
 
-/** What carries bytes to the other side: a plain channel, or a test's own. */
+/** Sends bytes to the other side and receives them: a plain channel, or one made by a test. */
 export interface Pipe {
   send(bytes: Uint8Array): void;
   receiveBytes(options?: WaitOptions): Promise<Bytes>;
@@ -25,7 +25,7 @@ export const kinds = {
   json: 18,
 } as const;
 
-/** Why a side refuses to pair; the byte that says so is the place in this list. */
+/** The reasons for refusing to pair. On the wire, a reason is the byte of its index in this list. */
 export const refusals = [
   'cancelled',
   'digits_malformed',
@@ -38,12 +38,12 @@ export interface Opened {
   body: Bytes;
 }
 
-/** A frame of the relay holds 65,536 bytes; in base64 and JSON, with the tag and the kind, that leaves this many. */
+/** The most bytes of a record's body. With tag and kind, in base64 and JSON, it fits into the relay's 65,536 bytes. */
 export const MAX_BODY_BYTES = 49_000;
 
 const DEFAULT_TIMEOUT_MS = 60_000;
 
-/** Sealed records over a pipe, in order, none twice, none missing. Whatever does not fit ends it. */
+/** Sends and receives sealed records over a pipe. A changed, repeated, missing or misplaced record ends it. */
 export class Records {
   readonly #pipe: Pipe;
   readonly #inbox = new Inbox<Opened>();
@@ -57,7 +57,7 @@ export class Records {
     void this.#read();
   }
 
-  /** Sends a record, in the order of the calls. Rejects when this has ended; who does not look is not harmed. */
+  /** Sends a record, in the order of the calls. Rejects if the connection has ended. */
   send(kind: number, body: Uint8Array = new Uint8Array()): Promise<void> {
     const sending = this.#sending.then(async () => {
       if (!this.#keys) throw this.#ended();
@@ -71,9 +71,9 @@ export class Records {
   }
 
   /**
-   * The next record, keep-alives aside.
-   * @throws {RelayError} The end, with its reason: the other side's own (`peer_done` and the refusals arrive sealed), the
-   *   relay's, or `not_authentic`.
+   * The next record other than a keep-alive.
+   * @throws {RelayError} The reason for the end: one that the other side sent sealed (`peer_done` and the refusals),
+   *   one of the relay, or `not_authentic`.
    */
   async next(options: WaitOptions): Promise<Opened> {
     const wait = new Wait(options, DEFAULT_TIMEOUT_MS);
@@ -84,14 +84,14 @@ export class Records {
     }
   }
 
-  /** Ends it from this side, after all that was sent has gone out. Never throws. */
+  /** Closes the pipe after all records have been sent. Never throws. */
   async close(end = new RelayError('closed')): Promise<void> {
     await this.#sending;
     this.#finish(end);
     await this.#pipe.close();
   }
 
-  /** Says, sealed, that this side is finished, and ends it. Never throws. */
+  /** Tells the other side in a sealed record that this side is finished, and closes the pipe. Never throws. */
   async done(): Promise<void> {
     await this.send(kinds.end).catch(() => {});
     if (this.#keys) await this.#pipe.done();
@@ -110,22 +110,22 @@ export class Records {
   }
 
   #take(record: Bytes): void {
-    // A record without a kind is of one that nobody knows.
+    // An empty record gets kind 255, which does not exist.
     const [kind = 255, reason = 0] = record;
     if (kind === kinds.refuse) {
-      throw new RelayError(refusals[reason] ?? 'cancelled', 'the other side said so');
+      throw new RelayError(refusals[reason] ?? 'cancelled', 'the other side refused');
     }
     if (kind === kinds.end) throw new RelayError('peer_done');
     if (kind !== kinds.keepAlive) this.#inbox.put({ kind, body: record.slice(1) });
   }
 
-  /** @param error A RelayError: nothing below throws anything else. */
+  /** @param error Always a RelayError, since the functions called here throw nothing else. */
   #fail(error: unknown): void {
     this.#finish(error as RelayError);
     void this.#pipe.close();
   }
 
-  /** The first end counts. The keys are let go of: nothing is sealed or opened any more. */
+  /** Ends the records; only the first reason counts. Removes the keys, so nothing is sealed or opened any more. */
   #finish(end: RelayError): void {
     this.#keys = undefined;
     this.#inbox.finish(end);
@@ -136,23 +136,24 @@ export class Records {
   }
 }
 
-/** What the pipe below says of the other side is the relay's word alone. */
+/** Replaces errors of the pipe that come from the relay alone, which may lie, by `not_authentic`. */
 function distrust(error: unknown): never {
   const code = error instanceof RelayError ? error.code : undefined;
   if (code === 'invalid_payload') throw new RelayError('not_authentic');
-  // The other side says it in a sealed record, and only then to the relay.
-  if (code === 'peer_done') throw new RelayError('not_authentic', 'its end came without a seal');
+  // An honest peer sends its end as a sealed record first, and only then tells the relay.
+  if (code === 'peer_done')
+    throw new RelayError('not_authentic', 'the end of the other side was not sealed');
   throw error;
 }
 
 /**
- * Two paired devices, talking through the relay, which can read and change nothing: what it alters, repeats, reorders or
- * leaves out ends the channel with `not_authentic`.
+ * A channel between two paired devices. The relay cannot read the messages. If it changes, repeats, reorders or drops
+ * one, the channel ends with `not_authentic`.
  */
 export class SecureChannel implements AsyncIterable<unknown> {
   readonly #records: Records;
 
-  /** @param peerIdentity What the other side gave as `identity` when the two paired; undefined for nothing. */
+  /** @param peerIdentity What the other side gave as `identity` when pairing; undefined if it gave none. */
   constructor(
     records: Records,
     readonly peerIdentity: unknown,
@@ -162,25 +163,25 @@ export class SecureChannel implements AsyncIterable<unknown> {
 
   /**
    * Sends a message: a `Uint8Array` as bytes, a string as text, anything else as JSON. At most 49,000 bytes. Messages
-   * arrive in the order of the calls, whether or not one waits for the promise.
+   * arrive in the order of the calls, even if the caller does not await the promise.
    *
-   * @throws {RelayError} `invalid_argument`: this cannot be sent; the channel goes on. Otherwise the channel has ended,
-   *   with the reason.
+   * @throws {RelayError} `invalid_argument`: this cannot be sent; the channel still works. Otherwise the channel has
+   *   ended, with the reason.
    */
   send(message: unknown): Promise<void> {
     const sending = traced(async () => this.#records.send(...encode(message)));
-    // The end of a channel is told by `receive`: a program that does not await `send` must not die of it.
+    // `receive` reports the end of the channel too, so a program that does not await `send` must not crash from it.
     sending.catch(() => {});
     return sending;
   }
 
   /**
-   * The next message as it was sent: a `Uint8Array`, a string, or what JSON makes of it. What came before the end is
-   * handed out before the end is told.
+   * The next message as it was sent: a `Uint8Array`, a string, or a value parsed from JSON. All messages that
+   * arrived are returned before the end is thrown.
    *
-   * @throws {RelayError} `peer_done`: the other side is finished, and said all that it had to say. `not_authentic`: the
-   *   relay meddled. `peer_disconnected` and the like: the connection ended, and something may be missing. After
-   *   `timeout` and `aborted`, the channel goes on and can be asked again.
+   * @throws {RelayError} `peer_done`: the other side is finished; no message is missing. `not_authentic`: the relay
+   *   changed something. `peer_disconnected` and the like: the connection ended, and messages may be missing. After
+   *   `timeout` and `aborted`, the channel still works: call `receive` again.
    */
   receive(options: WaitOptions = {}): Promise<unknown> {
     return traced(async () => {
@@ -194,7 +195,7 @@ export class SecureChannel implements AsyncIterable<unknown> {
     });
   }
 
-  /** Every message until the other side is finished. Throws as {@link receive} does, `peer_done` apart. */
+  /** Every message until the other side is finished. Throws the errors of {@link receive}, except `peer_done`. */
   async *[Symbol.asyncIterator](): AsyncGenerator<unknown, void, void> {
     try {
       for (;;) yield await this.receive({ timeoutMs: Infinity });
@@ -203,17 +204,17 @@ export class SecureChannel implements AsyncIterable<unknown> {
     }
   }
 
-  /** Tells the other side that this one has said all that it had to say; ends the channel. Never throws. */
+  /** Tells the other side that this one is finished, and ends the channel. Never throws. */
   async done(): Promise<void> {
     await this.#records.done();
   }
 
-  /** Leaves, after all that was sent has gone out: the other side gets `peer_disconnected`. Never throws. */
+  /** Closes the channel after everything has been sent. The other side gets `peer_disconnected`. Never throws. */
   async close(): Promise<void> {
     await this.#records.close();
   }
 
-  /** `await using` closes the channel where its block ends; say {@link done} before, if that is what you mean. */
+  /** `await using` closes the channel at the end of its block. To end it as finished, call {@link done} before. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
@@ -240,28 +241,30 @@ function decode({ kind, body }: Opened): unknown {
 }
 
 function wellFormed(text: string): Bytes {
-  if (!text.isWellFormed()) throw new RelayError('invalid_argument', 'half a surrogate pair');
+  if (!text.isWellFormed())
+    throw new RelayError('invalid_argument', 'the text has half a surrogate pair');
   return utf8(text);
 }
 
-/** @throws {RelayError} `invalid_argument`: JSON has no word for it. */
+/** @throws {RelayError} `invalid_argument`: the value cannot be written as JSON. */
 export function toJson(value: unknown): Bytes {
   let text: string | undefined;
   try {
     text = JSON.stringify(value);
   } catch (cause) {
-    throw new RelayError('invalid_argument', 'JSON has no word for this', { cause });
+    throw new RelayError('invalid_argument', 'this cannot be written as JSON', { cause });
   }
-  if (text === undefined) throw new RelayError('invalid_argument', 'JSON has no word for this');
+  if (text === undefined)
+    throw new RelayError('invalid_argument', 'this cannot be written as JSON');
   return utf8(text);
 }
 
-/** @throws {RelayError} `unexpected_frame`: it is not JSON. */
+/** @throws {RelayError} `unexpected_frame`: the bytes are not JSON. */
 export function fromJson(bytes: Bytes): unknown {
   try {
     return JSON.parse(toText(bytes)) as unknown;
   } catch {
-    throw new RelayError('unexpected_frame', 'what should be JSON is not');
+    throw new RelayError('unexpected_frame', 'a message is not valid JSON');
   }
 }
 
@@ -269,6 +272,6 @@ function toText(bytes: Bytes): string {
   try {
     return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
   } catch {
-    throw new RelayError('unexpected_frame', 'what should be UTF-8 is not');
+    throw new RelayError('unexpected_frame', 'a message is not valid UTF-8');
   }
 }

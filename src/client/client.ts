@@ -1,8 +1,8 @@
 /**
- * A client for the amesh relay: pairing by code and bootstrap by token, for people who write their own devices.
- * Runs wherever there is a standard `WebSocket`: Bun, Node.js 22, browsers. Needs nothing else.
+ * A client for the amesh relay: pairing by code and bootstrap by token, for programs on your own devices.
+ * Runs wherever there is a standard `WebSocket`: Bun, Node.js 22, browsers. It has no dependencies.
  *
- * Payloads cross the relay as they are. Who wants them encrypted and authenticated uses `secure.ts`, which is built on this.
+ * Payloads are not encrypted. For encrypted and authenticated ones use `secure.ts`, which is built on this client.
  *
  * @example
  * const channel = await listen('wss://relay.example.com/ws', { onCode: (code) => show(code) });
@@ -18,48 +18,48 @@ import { proxyFor } from './proxy.ts';
 
 export { RelayError, type RelayErrorCode, type WaitOptions };
 
-/** How long anything waits unless told otherwise, in milliseconds. */
+/** The default timeout, in milliseconds. */
 const DEFAULT_TIMEOUT_MS = 60_000;
-/** The relay ends a watch after five minutes and says so; what waits for it should still be there. */
+/** The default timeout of `watch`, in milliseconds: longer than five minutes, after which the relay ends a watch. */
 const WATCH_TIMEOUT_MS = 310_000;
-/** How long a closed connection may take to say goodbye, in milliseconds. */
-const FAREWELL_MS = 2000;
-/** How many codes `listen` draws. A relay takes five failed codes a minute from a client; this leaves one to spare. */
+/** How long `close` waits for the connection to close, in milliseconds. */
+const CLOSE_WAIT_MS = 2000;
+/** How many codes `listen` tries. A relay allows a client five failed codes a minute, so one attempt is left. */
 const MAX_DRAWS = 4;
 
-/** For everything that opens a connection to the relay. */
+/** Options of every call that opens a connection to the relay. */
 export interface ConnectOptions extends WaitOptions {
   /**
-   * The access token of a private relay; it goes out as `?token=…` of the URL, since a browser can set no header.
-   * No error holds it.
+   * The access token of a private relay. It is sent as `?token=…` in the URL, since a browser cannot set a header.
+   * No error contains it.
    */
   token?: string | undefined;
 }
 
-/** For what waits until the other device is there. */
+/** Options of calls that wait for the other device. */
 export interface MeetOptions extends ConnectOptions {
-  /** Called once, when the relay has taken the code or the token id and the other device may come. */
+  /** Called once, when the relay has accepted the code or the token id and the other device can connect. */
   onWaiting?: (() => void) | undefined;
 }
 
-/** For a device that leaves the choice of its code to {@link listen}. */
+/** Options of {@link listen} without a code. */
 export interface ListenOptions extends ConnectOptions {
-  /** Called once, with the code, when the relay has taken it: show it now. */
+  /** Called once with the code, when the relay has accepted it: show it now. */
   onCode: (otc: string) => void;
 }
 
 /**
- * Waits for a device that presents the same code; the relay keeps a code for 30 s. `listen` draws the code, as
- * {@link generateCode} does, and draws another where somebody waits on it already.
+ * Waits for a device that connects with the same code; the relay keeps a code for 30 s. `listen` generates the code
+ * with {@link generateCode}, and generates another one if somebody waits on it already.
  *
  * @param url The relay's WebSocket, such as `wss://relay.example.com/ws`.
- * @returns The channel to the other device, once it is there.
+ * @returns The channel to the other device, when it has connected.
  * @throws {RelayError} `otc_expired`: nobody came. `rate_limited`: wait a minute. `unauthorized`: the relay is private
- *   (Bun alone tells this apart from `unreachable`).
+ *   (only Bun can tell this apart from `unreachable`).
  */
 export function listen(url: string | URL, options: ListenOptions): Promise<Channel>;
 /**
- * Waits for a device that presents this code.
+ * Waits for a device that connects with this code.
  *
  * @param otc Six digits. A code is used once.
  * @throws {RelayError} `otc_in_use`: choose another code. Otherwise as above.
@@ -117,11 +117,11 @@ export function connect(
 }
 
 /**
- * Watches for the device that boots with a token; the relay keeps a watch for five minutes.
+ * Waits for the device that boots with a token; the relay keeps a watch for five minutes.
  *
- * @param jti The token's id, 1 to 128 characters; nobody else may watch it at the time.
+ * @param jti The token's id, 1 to 128 characters; nobody else may watch it at the same time.
  * @param options `timeoutMs` is 310,000 unless given.
- * @returns The device's announcement, which is to be answered.
+ * @returns The device's announcement. Answer it.
  * @throws {RelayError} `watch_expired`: no device came. `jti_already_watched`, `rate_limited`.
  */
 export function watch(
@@ -142,7 +142,7 @@ export function watch(
   );
 }
 
-/** What a device says of itself when it boots with a token. */
+/** What a device announces when it boots with a token. */
 export interface Introduction {
   /** The token's id. */
   jti: string;
@@ -160,11 +160,11 @@ export interface Acknowledgement {
 }
 
 /**
- * Announces a device that boots with a token, and waits for the controller's answer. The relay takes a token id once.
+ * Announces a device that boots with a token, and waits for the controller's answer. A token id works only once.
  *
  * @throws {RelayError} `no_watcher`: nobody watches for it yet, try again later. `token_already_used`: never try again.
- *   `rejected`: the controller refused, in its own words in `detail`. `watcher_disconnected`: it left without an answer.
- *   The wire does not tell a controller that refuses in the relay's words from the relay.
+ *   `rejected`: the controller refused, with its text in `detail`. `watcher_disconnected`: it left without an answer.
+ *   If a controller refuses with one of the relay's own codes, this cannot be told apart from a refusal by the relay.
  */
 export function announce(
   url: string | URL,
@@ -187,7 +187,7 @@ export function announce(
 /** Six random digits, 000000 to 999999, each code as likely as any other. */
 export function generateCode(): string {
   const codes = 1_000_000;
-  // What lies past the last whole million would make the low codes likelier.
+  // Numbers after the last whole million are not used, since they would make low codes more likely.
   const end = 2 ** 32 - (2 ** 32 % codes);
   const draw = new Uint32Array(1);
   let number: number;
@@ -197,7 +197,7 @@ export function generateCode(): string {
   return String(number % codes).padStart(6, '0');
 }
 
-/** Two devices, talking through the relay. Whatever arrives is kept until it is received. */
+/** A channel between two devices through the relay. Payloads that arrive are kept until they are received. */
 class Channel implements AsyncIterable<string> {
   readonly #wire: Wire;
 
@@ -206,10 +206,10 @@ class Channel implements AsyncIterable<string> {
   }
 
   /**
-   * Sends a payload: any string, together with its JSON escapes under 64 KiB; or bytes, which go out as standard base64
-   * (so at most 49,000 of them) and are received with {@link receiveBytes}.
-   * @throws {RelayError} `invalid_argument`: neither of the two; nothing was sent, and the channel goes on. Otherwise
-   *   the channel has ended, with the reason.
+   * Sends a payload: a string of less than 64 KiB including its JSON escapes; or at most 49,000 bytes, which are sent
+   * as standard base64 and received with {@link receiveBytes}.
+   * @throws {RelayError} `invalid_argument`: it is neither of the two; nothing was sent, and the channel still works.
+   *   Otherwise the channel has ended, with the reason.
    */
   send(payload: string | Uint8Array): void {
     const text: unknown = payload instanceof Uint8Array ? toBase64(payload) : payload;
@@ -220,9 +220,9 @@ class Channel implements AsyncIterable<string> {
   }
 
   /**
-   * The next payload, in the order sent. What came before the end is handed out before the end is told.
+   * The next payload, in the order sent. All payloads that arrived are returned before the end is thrown.
    * @throws {RelayError} `peer_done`: the other side is finished. `peer_disconnected`: it left. `otc_expired`: the
-   *   pairing ran out of time. After `timeout` and `aborted`, the channel goes on and can be asked again.
+   *   pairing ran out of time. After `timeout` and `aborted`, the channel still works: call `receive` again.
    */
   receive(options: WaitOptions = {}): Promise<string> {
     return traced(async () => {
@@ -237,7 +237,7 @@ class Channel implements AsyncIterable<string> {
 
   /**
    * The next payload, as the bytes that the other side gave to {@link send}.
-   * @throws {RelayError} `invalid_payload`: it is not base64; the channel goes on. Otherwise as {@link receive} does.
+   * @throws {RelayError} `invalid_payload`: it is not base64; the channel still works. Otherwise as {@link receive}.
    */
   receiveBytes(options: WaitOptions = {}): Promise<Bytes> {
     return traced(async () => {
@@ -247,7 +247,7 @@ class Channel implements AsyncIterable<string> {
     });
   }
 
-  /** Every payload until the other side says that it is finished. Throws as {@link receive} does, `peer_done` apart. */
+  /** Every payload until the other side is finished. Throws the errors of {@link receive}, except `peer_done`. */
   async *[Symbol.asyncIterator](): AsyncGenerator<string, void, void> {
     try {
       for (;;) yield await this.receive();
@@ -256,24 +256,24 @@ class Channel implements AsyncIterable<string> {
     }
   }
 
-  /** Tells the other side, if it is still there, that this one is finished; ends the channel. Never throws. */
+  /** Tells the other side, if it is still there, that this one is finished, and ends the channel. Never throws. */
   async done(): Promise<void> {
     if (!this.#wire.hasEnded) this.#wire.send({ type: 'done' });
     await this.#wire.close();
   }
 
-  /** Leaves, after all that was sent has gone out: the other side gets `peer_disconnected`. Never throws. */
+  /** Closes the channel after everything has been sent. The other side gets `peer_disconnected`. Never throws. */
   async close(): Promise<void> {
     await this.#wire.close();
   }
 
-  /** `await using` closes the channel where its block ends; say {@link done} before, if that is what you mean. */
+  /** `await using` closes the channel at the end of its block. To end it as finished, call {@link done} before. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
 }
 
-/** A device that announced itself, and waits to be answered. */
+/** The announcement of a device that waits for an answer. */
 class Announcement implements Introduction {
   readonly #wire: Wire;
 
@@ -288,7 +288,7 @@ class Announcement implements Introduction {
 
   /**
    * Accepts the device.
-   * @throws {RelayError} `not_watching`: the device left, or the five minutes are over; it was not told.
+   * @throws {RelayError} `not_watching`: the device left, or the five minutes are over; it did not get the answer.
    */
   acknowledge(
     { publicKey, controllerSig }: { publicKey: string; controllerSig: string },
@@ -302,28 +302,28 @@ class Announcement implements Introduction {
 
   /**
    * Refuses the device.
-   * @param error Why, in a word that the device is given.
-   * @throws {RelayError} `invalid_argument`: the word is one of the relay's own, which the device would take for the
-   *   relay's; nothing was sent. Otherwise as {@link acknowledge} does.
+   * @param error The reason, which is sent to the device.
+   * @throws {RelayError} `invalid_argument`: the reason is one of the relay's own codes, so the device would think that
+   *   the relay refused; nothing was sent. Otherwise as {@link acknowledge}.
    */
   reject(error = 'rejected', options: WaitOptions = {}): Promise<void> {
     return traced(async () => {
       if (isReason(error)) {
         throw new RelayError(
           'invalid_argument',
-          `${error} is what the relay says, choose another word`,
+          `${error} is one of the relay's own codes; choose another text`,
         );
       }
       await this.#answer({ type: 'bootstrap_reject', jti: this.jti, error }, options);
     });
   }
 
-  /** Leaves without an answer: the device gets `watcher_disconnected`. Never throws. */
+  /** Closes the connection. A device without an answer gets `watcher_disconnected`. Never throws. */
   async close(): Promise<void> {
     await this.#wire.close();
   }
 
-  /** `await using` leaves where its block ends; after an answer there is nothing left to leave. */
+  /** `await using` closes the connection at the end of its block. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
@@ -332,7 +332,7 @@ class Announcement implements Introduction {
     const wait = new Wait(options, DEFAULT_TIMEOUT_MS);
     try {
       this.#wire.send(frame);
-      // The relay says nothing to an answer that it passed on. It always says `no_session` to this, and in order.
+      // The relay does not confirm an answer. But it always answers `done` with `no_session`, in order.
       this.#wire.send({ type: 'done' });
       await this.#wire.expect('error', wait);
     } catch (error) {
@@ -351,7 +351,7 @@ interface Frame {
   [field: string]: unknown;
 }
 
-/** Opens a connection for a meeting, and closes it where that fails. */
+/** Opens a connection and runs `steps` on it. Closes the connection if they fail. */
 async function meet<T>(
   url: string | URL,
   options: ConnectOptions,
@@ -372,14 +372,14 @@ async function meet<T>(
   }
 }
 
-/** A connection that misses nothing: frames are kept from the first on, and its end is told after the last. */
+/** A connection to the relay. Frames are kept until they are asked for; the error of the end comes after the last. */
 class Wire {
-  /** The token id that this connection is about, if it is about one. */
+  /** The token id of this connection, if it is for a bootstrap. */
   jti: string | undefined;
   readonly #socket: WebSocket;
   readonly #unsent: Frame[] = [];
   readonly #inbox = new Inbox<Frame>();
-  readonly #gone: Promise<void>;
+  readonly #closed: Promise<void>;
 
   constructor(url: string | URL, token: string | undefined) {
     this.#socket = openSocket(url, token);
@@ -389,8 +389,8 @@ class Wire {
       for (const frame of this.#unsent.splice(0)) this.#socket.send(JSON.stringify(frame));
     });
     this.#socket.addEventListener('message', ({ data }) => this.#take(data));
-    this.#gone = new Promise((resolve) => {
-      // A connection that never came about ends with an error event; Node.js 22 lets no close event follow.
+    this.#closed = new Promise((resolve) => {
+      // A connection that could not be opened gets an error event. In Node.js 22 no close event follows.
       this.#socket.addEventListener('error', (event) => {
         if (opened) return;
         this.#finish(unopenedError('message' in event ? event.message : undefined));
@@ -409,20 +409,20 @@ class Wire {
 
   /** Sends a frame, or keeps it until the connection is open. */
   send(frame: Frame): void {
-    // A socket that is closing takes what it is given, and drops it without a word.
+    // A closing socket would drop the frame silently.
     if (this.hasEnded) throw (this.#inbox.end ?? new RelayError('connection_lost')).again();
     if (this.#socket.readyState === WebSocket.CONNECTING) this.#unsent.push(frame);
     else this.#socket.send(JSON.stringify(frame));
   }
 
-  /** The next frame, which is to be of this type. */
+  /** The next frame. @throws {RelayError} `unexpected_frame`: it has another type. */
   async expect(type: string, wait: Wait): Promise<Frame> {
     const frame = await this.#inbox.next(wait);
     if (frame.type !== type) throw this.#unexpected(frame.type);
     return frame;
   }
 
-  /** A field of a frame that is to be a string. */
+  /** A field of a frame. @throws {RelayError} `unexpected_frame`: it is not a string. */
   text(frame: Frame, field: string): string {
     const value = frame[field];
     if (typeof value !== 'string') throw this.#unexpected(`${frame.type} without ${field}`);
@@ -432,10 +432,10 @@ class Wire {
   async close(): Promise<void> {
     this.#finish(new RelayError('closed'));
     let timer: ReturnType<typeof setTimeout> | undefined;
-    const enough = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, FAREWELL_MS);
+    const deadline = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, CLOSE_WAIT_MS);
     });
-    await Promise.race([this.#gone, enough]);
+    await Promise.race([this.#closed, deadline]);
     clearTimeout(timer);
   }
 
@@ -445,8 +445,8 @@ class Wire {
     else if (frame['jti'] !== undefined && frame['jti'] !== this.jti) {
       this.#finish(new RelayError('unexpected_frame', `${frame.type} for another jti`));
     } else if (frame.type === 'done') this.#finish(new RelayError('peer_done'));
-    else if (frame.type === 'error') this.#finish(spokenError(frame.code, 'unexpected_frame'));
-    else if (frame.type === 'bootstrap_reject') this.#finish(spokenError(frame.error, 'rejected'));
+    else if (frame.type === 'error') this.#finish(reasonError(frame.code, 'unexpected_frame'));
+    else if (frame.type === 'bootstrap_reject') this.#finish(reasonError(frame.error, 'rejected'));
     else this.#inbox.put(frame);
   }
 
@@ -462,7 +462,7 @@ class Wire {
   }
 }
 
-/** What `process` is where there is one. */
+/** The part of `process` that is used, on runtimes that have it. */
 interface Environment {
   versions?: Record<string, string>;
   env?: Record<string, string | undefined>;
@@ -474,7 +474,7 @@ function openSocket(address: string | URL, token: string | undefined): WebSocket
   const url = new URL(address);
   if (url.protocol !== 'ws:' && url.protocol !== 'wss:') throw new RelayError('invalid_url');
   if (token !== undefined) url.searchParams.set('token', token);
-  // Node.js goes through a proxy with NODE_USE_ENV_PROXY=1, a browser by its own settings; Bun has to be told.
+  // Node.js uses a proxy with NODE_USE_ENV_PROXY=1, a browser by its own settings. For Bun it must be given here.
   const { process: { versions, env } = {} } = globalThis as { process?: Environment };
   const proxy = versions?.['bun'] ? proxyFor(url, env ?? {}) : undefined;
   try {
@@ -482,14 +482,17 @@ function openSocket(address: string | URL, token: string | undefined): WebSocket
       ? new WebSocket(url.href, { proxy } as object as string[])
       : new WebSocket(url.href);
   } catch {
-    // What the runtime says of it holds the URL, and so perhaps the access token or the proxy's password.
-    throw new RelayError('invalid_url', proxy && 'or its HTTP proxy is not http:// or https://');
+    // The runtime's error is left out: it contains the URL, and so perhaps the access token or the proxy's password.
+    throw new RelayError(
+      'invalid_url',
+      proxy && 'or the URL of its HTTP proxy is not http:// or https://',
+    );
   }
 }
 
-/** Why no connection came about. Bun tells the status; Node.js and browsers don't, for a page's own good. */
+/** Why no connection could be opened. Bun tells the HTTP status; Node.js and browsers do not. */
 function unopenedError(said: unknown): RelayError {
-  // Before the colon, Bun repeats the URL, which may hold the access token.
+  // Remove the URL from Bun's message, since it may contain the access token.
   const why =
     typeof said === 'string' ? said.replace(/^WebSocket connection to '.*' failed: /s, '') : '';
   const status = /^Expected 101 status code: (\d{3})/.exec(why)?.[1];
@@ -509,8 +512,8 @@ function decode(data: unknown): Frame | undefined {
   }
 }
 
-/** What the relay, or through it a controller, gave as the reason. */
-function spokenError(reason: unknown, otherwise: 'unexpected_frame' | 'rejected'): RelayError {
+/** The error for a reason that came from the relay, or through it from a controller. */
+function reasonError(reason: unknown, otherwise: 'unexpected_frame' | 'rejected'): RelayError {
   if (typeof reason !== 'string') return new RelayError(otherwise);
   return isReason(reason) ? new RelayError(reason) : new RelayError(otherwise, reason);
 }
@@ -518,7 +521,7 @@ function spokenError(reason: unknown, otherwise: 'unexpected_frame' | 'rejected'
 function closeError(code: number, reason: string): RelayError {
   if (code === 1009) return new RelayError('frame_too_large');
   const known = (Object.keys(closes) as CloseReason[]).filter((name) => closes[name].code === code);
-  // A proxy may drop the reason; then the number has to do.
+  // A proxy may drop the reason. Then only the code is known.
   const why = known.find((name) => name === reason) ?? known[0];
   return why ? new RelayError(why) : new RelayError('connection_lost', `close code ${code}`);
 }

@@ -1,17 +1,17 @@
-/** What the client library throws: one class, whose codes say what went wrong. */
+/** The error class of the client library, with a code for each problem. */
 import { type CloseReason, closes, errorCodes, rejectReasons } from '../wire/codes.ts';
 
 const clientMeanings = {
-  invalid_argument: 'what was passed is not what this call takes',
-  invalid_url: 'this is no ws:// or wss:// URL that can be opened',
+  invalid_argument: 'the call does not accept this argument',
+  invalid_url: 'this is not a valid ws:// or wss:// URL',
   no_websocket: 'this runtime has no WebSocket: Bun, a browser, or Node.js 22 or later is needed',
-  unreachable: 'no WebSocket connection came about at this URL',
+  unreachable: 'no WebSocket connection could be opened at this URL',
   unauthorized: 'the relay is private, and the access token is missing or wrong',
   origin_refused: 'the relay does not serve pages of this origin',
-  connection_lost: 'the connection ended without a word',
-  frame_too_large: 'a frame was larger than the relay takes (64 KiB unless it is told otherwise)',
-  unexpected_frame: 'the server said something that is not in the protocol',
-  invalid_payload: 'what the other side sent is not base64',
+  connection_lost: 'the connection ended without a reason',
+  frame_too_large: 'a frame was larger than the relay accepts (64 KiB by default)',
+  unexpected_frame: 'the server sent something that is not in the protocol',
+  invalid_payload: 'the payload from the other side is not base64',
   peer_done: 'the other side is finished',
   rejected: 'the controller refused',
   timeout: 'the deadline passed',
@@ -19,22 +19,22 @@ const clientMeanings = {
   closed: 'this side closed the connection',
 } as const;
 
-/** What only a secure pairing, channel or bootstrap can come to. */
+/** Codes that only a secure pairing, channel or bootstrap can throw. */
 const secureMeanings = {
   invalid_code: 'the code is not the twelve digits that the other device shows',
   not_secure: 'the other side does not speak the secure protocol',
-  digits_malformed: 'what was typed is not six digits',
+  digits_malformed: 'the typed digits are not six digits',
   digits_mismatch:
-    'the digits that were typed are not those of this connection: a slip, or somebody is in between',
+    'the typed digits are not those of this connection: a typing error, or an attacker is in between',
   code_mismatch:
-    'the other side does not know the second half of the code: a slip, or somebody is in between',
+    'the other side does not know the second half of the code: a typing error, or an attacker is in between',
   cancelled: 'a person or a program cancelled the pairing',
   unconfirmed:
-    'the connection ended after this side had agreed and before it heard from the other, which may take itself for paired',
-  not_authentic: 'what arrived was changed, replayed, reordered or forged on the way',
+    'the connection ended after this side agreed, before the other side confirmed; the other side may have paired',
+  not_authentic: 'a message was changed, replayed, reordered or forged on the way',
 } as const;
 
-/** The relay's codes and reasons as the protocol names them, and those that only this side can know. */
+/** The codes and reasons of the protocol, and the client's own codes. */
 export type RelayErrorCode =
   | keyof typeof errorCodes
   | keyof typeof rejectReasons
@@ -52,14 +52,14 @@ const meanings: Record<RelayErrorCode, string> = {
   ) as Record<CloseReason, string>),
 };
 
-/** The one error that everything here throws. Tell cases apart by `code`. */
+/** The only error class that this library throws. Use `code` to tell the cases apart. */
 export class RelayError extends Error {
   override name = 'RelayError';
   readonly code: RelayErrorCode;
 
   /**
-   * @param detail What is known beyond the code, such as a controller's own words of refusal (`rejected`).
-   * @param options `cause`: what a signal was aborted with, or what the runtime threw.
+   * @param detail More than the code says, such as the text of a controller that refuses (`rejected`).
+   * @param options `cause`: the reason of an aborted signal, or the error of the runtime.
    */
   constructor(
     code: RelayErrorCode,
@@ -70,7 +70,7 @@ export class RelayError extends Error {
     this.code = code;
   }
 
-  /** The same error once more, with the stack of whoever is told of it now. */
+  /** A copy of this error with the stack of `site`. */
   again(site = new Error()): RelayError {
     const options = 'cause' in this ? { cause: this.cause } : undefined;
     const copy = new RelayError(this.code, this.detail, options);
@@ -81,8 +81,8 @@ export class RelayError extends Error {
 }
 
 /**
- * Runs what a public function promises. Most errors here are made where a frame or a timer arrives, whose stack says
- * nothing; what is thrown out of here has the stack of the call.
+ * Runs the work of a public function, and gives its errors the stack of the call. Most errors are created when a frame
+ * or a timer arrives, and their own stack does not show the caller.
  */
 export function traced<T>(work: () => Promise<T>): Promise<T> {
   const site = new Error();

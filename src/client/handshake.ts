@@ -1,7 +1,6 @@
 /**
- * How two devices come to trust each other: three messages in the clear, six digits that a person carries from the
- * controller to the target, and three sealed records, after which both sides are sure. docs/secure.md says why it is
- * safe.
+ * The handshake of a secure pairing: three plain messages, six digits that a person reads on the controller and types
+ * on the target, and three sealed records. Then both sides are authenticated. docs/secure.md explains why it is safe.
  */
 import type { Bytes } from './base64.ts';
 import {
@@ -26,7 +25,7 @@ import {
   utf8,
 } from './keys.ts';
 
-/** The three messages in the clear begin with these bytes, and then the one that says which it is. */
+/** Each plain message begins with these bytes, followed by one byte with its number. */
 const MAGIC = utf8('ams1');
 const COMMIT = 1;
 const ANSWER = 2;
@@ -38,28 +37,28 @@ const NONCE_BYTES = 32;
 const RECEIPT_BYTES = 6;
 const MAX_IDENTITY_BYTES = 16_384;
 
-/** While a person types, the target says this often that it is there; a relay may end what says nothing for 30 s. */
+/** How often the target sends a keep-alive while a person types. A relay may end a silent pairing after 30 s. */
 const KEEP_ALIVE_MS = 10_000;
 
 interface Side {
   /** The six digits that the relay knows. */
   otc: string;
-  /** The six digits that it does not. The target shows by them that a person's digits have reached it. */
+  /** Six digits that the relay does not know. With them the target proves that a person typed digits on it. */
   receipt: string;
-  /** What the other side is told once both are sure, as {@link encodeIdentity} makes it. */
+  /** What the other side gets when both are authenticated, encoded by {@link encodeIdentity}. */
   identity: Bytes;
-  /** Drawn anew, unless a test fixes it. */
+  /** Default: a new one. Only tests set it. */
   ephemeral?: Ephemeral | undefined;
 }
 
 export interface TargetSide extends Side {
   askDigits: (signal: AbortSignal) => Answer | Promise<Answer>;
-  /** 32 bytes, drawn anew unless a test fixes it. */
+  /** 32 bytes. Default: new random ones. Only tests set it. */
   nonce?: Bytes | undefined;
   keepAliveMs?: number | undefined;
 }
 
-/** What a person typed; nothing at all for a person who cancelled. */
+/** What a person typed; null or undefined if the person cancelled. */
 export type Answer = string | null | undefined;
 
 export interface ControllerSide extends Side {
@@ -67,8 +66,8 @@ export interface ControllerSide extends Side {
 }
 
 /**
- * The target's side, over a pipe to the other device. Where it fails it tells the other side why, and closes the pipe.
- * @param rest What is left of the time, and the signal, for the next wait.
+ * Runs the target's side, over a pipe to the other device. If it fails, tells the other side why and closes the pipe.
+ * @param rest Returns the time that is left, and the signal, for the next wait.
  */
 export function asTarget(
   pipe: Pipe,
@@ -79,15 +78,15 @@ export function asTarget(
     const { privateKey, publicKey } = side.ephemeral ?? (await newEphemeral());
     const nonce = side.nonce ?? crypto.getRandomValues(new Uint8Array(NONCE_BYTES));
     const commitment = await commitmentTo(side.otc, publicKey, nonce);
-    say(pipe, COMMIT, commitment);
-    const [controllerKey] = await hear(pipe, ANSWER, [POINT_BYTES], rest());
-    say(pipe, REVEAL, publicKey, nonce);
+    sendPlain(pipe, COMMIT, commitment);
+    const [controllerKey] = await receivePlain(pipe, ANSWER, [POINT_BYTES], rest());
+    sendPlain(pipe, REVEAL, publicKey, nonce);
     const transcript = { otc: side.otc, commitment, controllerKey, targetKey: publicKey, nonce };
     const agreement = await agree('target', privateKey, transcript);
     const records = hold(new Records(pipe, agreement));
     expectKind(await records.next(rest()), kinds.ready);
 
-    // Nothing is to come while the person types; what comes then is the end, or a fault. Afterwards it is the answer.
+    // While the person types, no record is expected: one that arrives is an error or the end. Later it is the answer.
     const reply = records.next(rest());
     const typed = await ask(records, reply, side);
     if (!/^[0-9]{6}$/.test(typed)) throw new RelayError('digits_malformed');
@@ -97,24 +96,24 @@ export function asTarget(
       const peerIdentity = decodeIdentity(expectKind(await reply, kinds.accept));
       return new SecureChannel(records, peerIdentity);
     } catch (error) {
-      // A refusal arrives sealed, so the other side has not paired. Whatever else ended this, it may have.
+      // A refusal arrives sealed, so the other side has not paired. After any other end, it may have paired.
       if (error instanceof RelayError && isRefusal(error.code)) throw error;
       throw new RelayError('unconfirmed', undefined, { cause: error });
     }
   });
 }
 
-/** The controller's side; otherwise as {@link asTarget}. */
+/** Runs the controller's side; otherwise like {@link asTarget}. */
 export function asController(
   pipe: Pipe,
   side: ControllerSide,
   rest: () => WaitOptions,
 ): Promise<SecureChannel> {
   return attempt(pipe, async (hold) => {
-    const [commitment] = await hear(pipe, COMMIT, [HASH_BYTES], rest());
+    const [commitment] = await receivePlain(pipe, COMMIT, [HASH_BYTES], rest());
     const { privateKey, publicKey } = side.ephemeral ?? (await newEphemeral());
-    say(pipe, ANSWER, publicKey);
-    const [targetKey, nonce] = await hear(pipe, REVEAL, [POINT_BYTES, NONCE_BYTES], rest());
+    sendPlain(pipe, ANSWER, publicKey);
+    const [targetKey, nonce] = await receivePlain(pipe, REVEAL, [POINT_BYTES, NONCE_BYTES], rest());
     const transcript = { otc: side.otc, commitment, controllerKey: publicKey, targetKey, nonce };
     const agreement = await agree('controller', privateKey, transcript);
     const records = hold(new Records(pipe, agreement));
@@ -131,7 +130,7 @@ export function asController(
   });
 }
 
-/** Runs one side. Where it fails the other side is told, sealed where there are keys, and the pipe is closed. */
+/** Runs one side. If it fails, tells the other side, in a sealed record if there are keys, and closes the pipe. */
 async function attempt(
   pipe: Pipe,
   run: (hold: (records: Records) => Records) => Promise<SecureChannel>,
@@ -178,11 +177,11 @@ function expectKind({ kind, body }: Opened, expected: number): Bytes {
   return body;
 }
 
-const say = (pipe: Pipe, kind: number, ...parts: Uint8Array[]): void =>
+const sendPlain = (pipe: Pipe, kind: number, ...parts: Uint8Array[]): void =>
   pipe.send(concat(MAGIC, Uint8Array.of(kind), ...parts));
 
-/** The next message in the clear, cut into its parts. */
-async function hear<const Sizes extends readonly number[]>(
+/** Receives the next plain message and splits it into parts of these sizes. */
+async function receivePlain<const Sizes extends readonly number[]>(
   pipe: Pipe,
   kind: number,
   sizes: Sizes,
@@ -201,7 +200,7 @@ async function hear<const Sizes extends readonly number[]>(
   return parts as { [i in keyof Sizes]: Bytes };
 }
 
-/** @throws {RelayError} `invalid_argument`: JSON has no word for it, or it is longer than 16,384 bytes. */
+/** @throws {RelayError} `invalid_argument`: it cannot be written as JSON, or is longer than 16,384 bytes. */
 export function encodeIdentity(identity: unknown): Bytes {
   const bytes = identity === undefined ? new Uint8Array() : toJson(identity);
   if (bytes.length <= MAX_IDENTITY_BYTES) return bytes;

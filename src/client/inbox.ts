@@ -1,22 +1,22 @@
-/** What arrives and has not been asked for, and who asks for what has not arrived. */
+/** A queue of received items, and the waits for items that have not arrived yet. */
 import { RelayError } from './errors.ts';
 
-/** The longest that a timer can run; beyond it there is none. */
+/** The longest time that a timer supports, in milliseconds. A longer wait has no timer. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
-/** For everything that waits. */
+/** Options of every call that waits. */
 export interface WaitOptions {
-  /** Milliseconds until it gives up with `timeout`; `Infinity` for never. Default 60,000 unless a call says otherwise. */
+  /** Milliseconds until it fails with `timeout`; `Infinity`: never. Default 60,000 unless the call says otherwise. */
   timeoutMs?: number | undefined;
-  /** Gives up with `aborted` when the signal is. */
+  /** When it is aborted, the call fails with `aborted`. */
   signal?: AbortSignal | undefined;
 }
 
-/** One deadline and one signal, over any number of waits. */
+/** One deadline and one signal, shared by any number of waits. */
 export class Wait {
-  /** Why there is nothing left to wait for, once there isn't. */
+  /** The error when the deadline has passed or the signal was aborted; undefined before. */
   over: RelayError | undefined;
-  /** Told when that happens. */
+  /** Called when that happens. */
   onOver: ((error: RelayError) => void) | undefined;
   readonly #timer: ReturnType<typeof setTimeout> | undefined;
   readonly #signal: AbortSignal | undefined;
@@ -28,7 +28,7 @@ export class Wait {
       throw new RelayError('invalid_argument', 'timeoutMs is milliseconds, 0 or more');
     }
     if (limit <= MAX_TIMER_MS) {
-      this.#timer = setTimeout(() => this.#give(new RelayError('timeout', `${limit} ms`)), limit);
+      this.#timer = setTimeout(() => this.#finish(new RelayError('timeout', `${limit} ms`)), limit);
     }
     this.#signal = signal;
     if (signal?.aborted) this.#abort();
@@ -41,10 +41,10 @@ export class Wait {
   }
 
   readonly #abort = (): void => {
-    this.#give(new RelayError('aborted', undefined, { cause: this.#signal?.reason }));
+    this.#finish(new RelayError('aborted', undefined, { cause: this.#signal?.reason }));
   };
 
-  #give(error: RelayError): void {
+  #finish(error: RelayError): void {
     this.over ??= error;
     this.onOver?.(error);
   }
@@ -55,9 +55,9 @@ interface Waiter<T> {
   reject: (error: RelayError) => void;
 }
 
-/** A queue that misses nothing: it keeps what arrives until it is asked for, and tells its end after the last. */
+/** A queue that keeps all items until they are asked for. The error of its end comes after the last item. */
 export class Inbox<T> {
-  /** Why nothing more will arrive, once that is so. The first reason is the one that counts. */
+  /** The error that ended the queue; undefined before. Only the first one counts. */
   end: RelayError | undefined;
   readonly #arrived: T[] = [];
   readonly #waiters = new Set<Waiter<T>>();

@@ -1,11 +1,11 @@
 /**
- * The cryptography of a secure pairing, without a connection: what both sides compute from what was said. docs/secure.md
- * has the same for other languages, docs/secure-vectors.json the values.
+ * The cryptography of a secure pairing, without a connection: what both sides compute from their messages.
+ * docs/secure.md describes it for other languages, and docs/secure-vectors.json has test vectors.
  */
 import type { Bytes } from './base64.ts';
 import { RelayError } from './errors.ts';
 
-/** What every label begins with. Another version would have another, so that no value fits both. */
+/** The beginning of every label. Another version would use another one, so that no value is valid in both. */
 const PROTOCOL = 'amesh-secure-1';
 
 export type Role = 'target' | 'controller';
@@ -22,7 +22,7 @@ export function concat(...parts: Uint8Array[]): Bytes {
   return whole;
 }
 
-/** Each part behind its length in four bytes, big-endian: different parts never make the same bytes. */
+/** Puts each part after its length (four bytes, big-endian), so that different parts never give the same bytes. */
 export function framed(...parts: Uint8Array[]): Bytes {
   return concat(
     ...parts.flatMap((part) => {
@@ -33,7 +33,7 @@ export function framed(...parts: Uint8Array[]): Bytes {
   );
 }
 
-/** In a time that does not depend on where they differ. */
+/** Compares in constant time. */
 export function areEqual(one: Uint8Array, other: Uint8Array): boolean {
   let difference = one.length ^ other.length;
   for (const [i, byte] of one.entries()) difference |= byte ^ (other[i] ?? 0);
@@ -46,7 +46,7 @@ async function hash(label: string, ...parts: Uint8Array[]): Promise<Bytes> {
   return new Uint8Array(await crypto.subtle.digest('SHA-256', input));
 }
 
-/** A key pair for one pairing alone. Its private half cannot be taken out of it. */
+/** A key pair for one pairing only. Its private key cannot be exported. */
 export interface Ephemeral {
   privateKey: CryptoKey;
   /** The point, uncompressed: 65 bytes. */
@@ -62,15 +62,15 @@ export async function newEphemeral(): Promise<Ephemeral> {
   return { privateKey, publicKey: new Uint8Array(await crypto.subtle.exportKey('raw', publicKey)) };
 }
 
-/** What the target commits itself to before it knows anything of the controller. */
+/** The hash with which the target commits to its key before it has received the controller's key. */
 export const commitmentTo = (otc: string, targetKey: Bytes, nonce: Bytes): Promise<Bytes> =>
   hash('commitment', utf8(otc), targetKey, nonce);
 
-/** Everything that was said before there were keys. */
+/** The contents of the three plain messages. */
 export interface Transcript {
   /** The six digits that the relay knows. */
   otc: string;
-  /** 32 bytes, the target's first word. */
+  /** 32 bytes, the target's first message. */
   commitment: Bytes;
   /** 65 bytes each. */
   controllerKey: Bytes;
@@ -79,7 +79,7 @@ export interface Transcript {
   nonce: Bytes;
 }
 
-/** What both sides have in common if, and only if, they took part in the same exchange. */
+/** The shared result. Both sides have the same one only if they saw the same messages. */
 export interface Agreement {
   /** Six digits for people to compare. */
   digits: string;
@@ -88,9 +88,9 @@ export interface Agreement {
 }
 
 /**
- * What the transcript, together with one's own private key, comes to.
- * @throws {RelayError} `not_authentic`: what the target revealed is not what it committed to, or the other side's key is
- *   no point of the curve.
+ * Computes the shared result from the transcript and this side's private key.
+ * @throws {RelayError} `not_authentic`: what the target revealed is not what it committed to, or the other side's key
+ *   is not a point of the curve.
  */
 export async function agree(
   role: Role,
@@ -100,7 +100,7 @@ export async function agree(
   if (!areEqual(commitment, await commitmentTo(otc, targetKey, nonce))) {
     throw new RelayError(
       'not_authentic',
-      'the other side revealed another key than it committed to',
+      'the other side revealed a different key than it committed to',
     );
   }
   const transcript = await hash(
@@ -140,7 +140,7 @@ export async function agree(
 
 async function importPoint(point: Bytes): Promise<CryptoKey> {
   try {
-    // WebCrypto refuses what is not on the curve, and the point at infinity has no such form.
+    // WebCrypto refuses points that are not on the curve. The point at infinity cannot be written in this form.
     return await crypto.subtle.importKey(
       'raw',
       point,
@@ -149,30 +149,30 @@ async function importPoint(point: Bytes): Promise<CryptoKey> {
       [],
     );
   } catch {
-    throw new RelayError('not_authentic', 'the other side’s key is no point of P-256');
+    throw new RelayError('not_authentic', 'the other side’s key is not a point of P-256');
   }
 }
 
-/** The first 64 bits, so that of a million numbers none is noticeably likelier than another. */
+/** Uses 64 bits of the hash, so that none of the million numbers is noticeably more likely than another. */
 async function digitsOf(transcript: Bytes): Promise<string> {
   const number = new DataView((await hash('digits', transcript)).buffer).getBigUint64(0);
   return String(number % 1_000_000n).padStart(6, '0');
 }
 
-/** Counts from 0 in each direction, so that no nonce comes twice under a key, and none out of turn. */
+/** The nonce of a record. It counts from 0 in each direction, so it is never used twice and reveals a wrong order. */
 function nonceOf(count: number): Bytes {
   const nonce = new Uint8Array(12);
   new DataView(nonce.buffer).setBigUint64(4, BigInt(count));
   return nonce;
 }
 
-/** The `count`-th record of a direction: AES-256-GCM, the tag behind the ciphertext. */
+/** Encrypts the `count`-th record of a direction: AES-256-GCM, with the tag after the ciphertext. */
 export async function seal(key: CryptoKey, count: number, record: Bytes): Promise<Bytes> {
   const sealed = await crypto.subtle.encrypt({ name: 'AES-GCM', iv: nonceOf(count) }, key, record);
   return new Uint8Array(sealed);
 }
 
-/** @throws {RelayError} `not_authentic`: this is not the `count`-th record that was sealed with this key. */
+/** Decrypts a record. @throws {RelayError} `not_authentic`: it is not the `count`-th record sealed with this key. */
 export async function open(key: CryptoKey, count: number, sealed: Bytes): Promise<Bytes> {
   try {
     const record = await crypto.subtle.decrypt(
@@ -186,9 +186,9 @@ export async function open(key: CryptoKey, count: number, sealed: Bytes): Promis
   }
 }
 
-/** What a machine and its controller derive from the token that both know, and nobody between them. */
+/** The keys that a machine and its controller derive from their token. Nobody else knows the token. */
 export interface BootstrapKeys {
-  /** The id that the relay sees. It tells nothing of the token. */
+  /** The id that the relay sees. It reveals nothing about the token. */
   jti: string;
   announcement: CryptoKey;
   answer: CryptoKey;
@@ -217,7 +217,7 @@ export async function bootstrapKeys(token: Bytes): Promise<BootstrapKeys> {
   };
 }
 
-/** HMAC-SHA-256 over texts, each behind its length. */
+/** HMAC-SHA-256 of texts, each after its length. */
 export async function sign(key: CryptoKey, ...texts: string[]): Promise<Bytes> {
   return new Uint8Array(await crypto.subtle.sign('HMAC', key, framed(...texts.map(utf8))));
 }

@@ -1,9 +1,9 @@
-/** Which HTTP proxy a WebSocket has to go through, by the environment variables that most programs know. */
+/** Finds the HTTP proxy for a WebSocket, from the usual environment variables. */
 
 /**
- * @param url Where the connection goes: `HTTPS_PROXY` counts for `wss:`, `HTTP_PROXY` for `ws:`, in capitals or not.
+ * @param url Where the connection goes: `HTTPS_PROXY` counts for `wss:`, `HTTP_PROXY` for `ws:`, in either case.
  * @param env The environment. `NO_PROXY` lists, with commas, hosts (and their subdomains), `host:port`, or `*`.
- * @returns The proxy's URL, or undefined where the connection goes straight.
+ * @returns The proxy's URL, or undefined for a direct connection.
  */
 export function proxyFor(url: URL, env: Record<string, string | undefined>): string | undefined {
   const named = (name: string): string | undefined =>

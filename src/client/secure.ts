@@ -1,6 +1,6 @@
 /**
- * Pairing, a channel and a bootstrap that even a hostile relay can neither read nor change, for Bun, Node.js 22 and
- * browsers. Built on the plain client and on WebCrypto alone. docs/secure.md is the protocol, to the byte.
+ * Secure pairing, channel and bootstrap, for Bun, Node.js 22 and browsers: even a hostile relay can neither read nor
+ * change messages. Built only on the plain client and WebCrypto. docs/secure.md describes every byte of the protocol.
  *
  * @example
  * // The device that waits:
@@ -24,47 +24,47 @@ import { bootstrapKeys, sign, verify } from './keys.ts';
 
 export { type ConnectOptions, RelayError, type RelayErrorCode, type SecureChannel };
 
-/** A relay gives a pairing five minutes from when the controller came, and a code half a minute before. */
+/** A relay gives a code 30 s, and then a pairing five minutes. */
 const PAIRING_TIMEOUT_MS = 330_000;
 const TOKEN_BYTES = 32;
 const MAX_KEY_CHARS = 16_384;
 
-/** For both sides of a pairing. `timeoutMs` is for the whole of it, and 330,000 unless given. */
+/** Options of both sides of a pairing. `timeoutMs` is for the whole pairing, and 330,000 by default. */
 export interface PairingOptions extends ConnectOptions {
   /**
-   * What this device tells the other of itself, such as its name and its public key: anything that JSON can say, up to
-   * 16,384 bytes of it. It goes over once both are sure, and arrives as `channel.peerIdentity`.
+   * What this device tells the other about itself, such as its name and public key: any JSON value of up to 16,384
+   * bytes. It is sent when both sides are authenticated, and arrives as `channel.peerIdentity`.
    */
   identity?: unknown;
 }
 
-/** For the device that waits. */
+/** Options of the device that waits. */
 export interface TargetOptions extends PairingOptions {
-  /** Called once, with what a person has to type on the other device: `482916-730514`. It lives for 30 s. */
+  /** Called once with the code that a person must type on the other device: `482916-730514`. It is valid for 30 s. */
   showCode: (code: string) => void;
   /**
-   * Asked once: the six digits that the other device shows, as the person typed them, spaces and hyphens allowed.
-   * Nothing (`undefined`, `null`) or an error cancels the pairing.
-   * @param signal Aborted when nobody waits for the answer any more: close the question then.
+   * Called once. Returns the six digits that the other device shows, as the person typed them; spaces and hyphens are
+   * allowed. `undefined`, `null` or an error cancels the pairing.
+   * @param signal Aborted when the answer is no longer needed: stop asking the person then.
    */
   askDigits: (signal: AbortSignal) => Answer | Promise<Answer>;
 }
 
-/** For the device where the code is typed. */
+/** Options of the device where the code is typed. */
 export interface ControllerOptions extends PairingOptions {
-  /** Called once, with the six digits that a person has to type on the target. */
+  /** Called once with the six digits that a person must type on the target. */
   showDigits: (digits: string) => void;
 }
 
 /**
- * Waits for the other device, shows the code for it, and asks the person for the digits that it shows then.
+ * Shows a code, waits for the other device, and asks the person for the digits that the other device shows.
  *
  * @param url The relay's WebSocket, such as `wss://relay.example.com/ws`.
- * @returns The channel to the other device, which has paired with this one for certain.
- * @throws {RelayError} `digits_mismatch`, `digits_malformed`, `code_mismatch`, `cancelled`: as its message says, and the
- *   other side gets the same. `otc_expired`: nobody came, or somebody was too slow. `not_secure`: the other side speaks
- *   another protocol. `not_authentic`: somebody meddled. `unconfirmed`: this side has not paired, the other may have.
- *   `peer_disconnected` and whatever else ends a connection. Nobody has paired in any case but `unconfirmed`.
+ * @returns The channel to the other device. It is certain that both have paired.
+ * @throws {RelayError} `digits_mismatch`, `digits_malformed`, `code_mismatch`, `cancelled`: see the message; the other
+ *   side gets the same error. `otc_expired`: nobody came, or a step took too long. `not_secure`: the other side speaks
+ *   another protocol. `not_authentic`: somebody changed a message. `unconfirmed`: this side has not paired, the other
+ *   may have. `peer_disconnected` and other ends of a connection. Only with `unconfirmed`, one side may have paired.
  */
 export function pairAsTarget(url: string | URL, options: TargetOptions): Promise<SecureChannel> {
   return traced(async () => {
@@ -86,14 +86,14 @@ export function pairAsTarget(url: string | URL, options: TargetOptions): Promise
 }
 
 /**
- * Joins the device that shows the code, and shows the digits that a person has to type there.
+ * Joins the device that shows the code, and shows the digits that a person must type there.
  *
  * @param url The relay's WebSocket, the same that the other device uses.
- * @param code The twelve digits that the other device shows, as typed: spaces and hyphens may stand between them.
- * @returns The channel to the other device, once the digits were typed there and are right.
+ * @param code The twelve digits that the other device shows, as typed: spaces and hyphens are allowed.
+ * @returns The channel to the other device, when the right digits have been typed there.
  * @throws {RelayError} `invalid_code`: these are not twelve digits. `otc_not_found`: nobody waits on this code.
- *   `code_mismatch`: its second half is wrong. `peer_already_connected`: a stranger was quicker; take it for an alarm.
- *   Otherwise as {@link pairAsTarget}; in no case has this side paired.
+ *   `code_mismatch`: its second half is wrong. `peer_already_connected`: a stranger connected first; this may be an
+ *   attack. Otherwise as {@link pairAsTarget}. If it throws, this side has not paired.
  */
 export function pairAsController(
   url: string | URL,
@@ -112,41 +112,41 @@ export function pairAsController(
   });
 }
 
-/** Turns one deadline for everything into what is left of it at each step. */
+/** Returns a function that gives the time left until one deadline for all steps. */
 function timeLeft({ timeoutMs = PAIRING_TIMEOUT_MS, signal }: WaitOptions): () => WaitOptions {
   const start = performance.now();
   return () => ({ signal, timeoutMs: Math.max(timeoutMs - (performance.now() - start), 0) });
 }
 
 /**
- * Makes the secret that a machine is started with, in its environment say, and that its controller keeps until the
- * machine has booted. It is for one machine and one boot, and never passes the relay.
+ * Makes the secret for one boot of one machine. Give it to the machine, for example in its environment; its controller
+ * keeps it until the machine has booted. It is never sent to the relay.
  *
  * @returns 43 characters of base64url: 32 random bytes.
  */
 export const createBootstrapToken = (): string =>
   toBase64Url(crypto.getRandomValues(new Uint8Array(TOKEN_BYTES)));
 
-/** For both sides of a bootstrap. */
+/** Options of both sides of a bootstrap. */
 export interface BootstrapOptions extends ConnectOptions {
   /** This side's public key, in any form: up to 16,384 characters. The relay sees it. */
   publicKey: string;
 }
 
-/** For the controller's side of a bootstrap; `timeoutMs` is 310,000 unless given. */
+/** Options of the controller's side of a bootstrap. `timeoutMs` is 310,000 by default. */
 export interface BootstrapWatchOptions extends BootstrapOptions {
-  /** Called once, when the relay knows that this side waits: the machine may boot now. */
+  /** Called once, when the relay has accepted the watch: the machine may boot now. */
   onWaiting?: (() => void) | undefined;
 }
 
 /**
- * The machine's side: announces its public key under the token.
+ * The machine's side: announces its public key, authenticated with the token.
  *
  * @param token What {@link createBootstrapToken} made for it.
- * @returns The controller's public key; whoever sent it knows the token.
+ * @returns The controller's public key. Its sender knows the token.
  * @throws {RelayError} `no_watcher`: the controller does not wait yet; the token is still good, try again later.
- *   `token_already_used`: never try again. `not_authentic`: the answer is not by somebody who knows the token.
- *   `invalid_argument`, `rejected`, and whatever ends a connection.
+ *   `token_already_used`: never try again. `not_authentic`: the sender of the answer does not know the token.
+ *   `invalid_argument`, `rejected`, and other ends of a connection.
  */
 export function bootstrapAsTarget(
   url: string | URL,
@@ -162,7 +162,7 @@ export function bootstrapAsTarget(
     if (proof && (await verify(answer, proof, jti, publicKey, controllerPubKey))) {
       return controllerPubKey;
     }
-    throw new RelayError('not_authentic', 'the answer is not by somebody who knows the token');
+    throw new RelayError('not_authentic', 'the sender of the answer does not know the token');
   });
 }
 
@@ -170,10 +170,10 @@ export function bootstrapAsTarget(
  * The controller's side: waits for the machine that boots with the token, and answers it.
  *
  * @param token What {@link createBootstrapToken} made. Forget it afterwards.
- * @returns The machine's public key; whoever sent it knows the token.
+ * @returns The machine's public key. Its sender knows the token.
  * @throws {RelayError} `watch_expired`: no machine came. `jti_already_watched`: somebody waits for it already.
- *   `not_authentic`: somebody who does not know the token announced itself, which only a relay that attacks can bring
- *   about, and was refused. Make a new token. `not_watching`: the machine left before it was answered.
+ *   `not_authentic`: the sender of the announcement does not know the token, and was refused. Only a hostile relay can
+ *   cause this: make a new token. `not_watching`: the machine left before it was answered.
  */
 export function bootstrapAsController(
   url: string | URL,
@@ -189,7 +189,7 @@ export function bootstrapAsController(
       await machine.reject('not_authentic').catch(() => {});
       throw new RelayError(
         'not_authentic',
-        'the announcement is not by a machine that knows the token',
+        'the sender of the announcement does not know the token',
       );
     }
     const mac = await sign(answer, jti, targetPubKey, publicKey);
@@ -206,12 +206,15 @@ async function keysOf(token: string, publicKey: string) {
   ) {
     throw new RelayError(
       'invalid_argument',
-      `publicKey is text of at most ${MAX_KEY_CHARS} characters`,
+      `publicKey must be a text of at most ${MAX_KEY_CHARS} characters`,
     );
   }
   const secret = typeof token === 'string' ? fromBase64Url(token) : undefined;
   if (secret?.length !== TOKEN_BYTES) {
-    throw new RelayError('invalid_argument', 'a bootstrap token is 43 characters of base64url');
+    throw new RelayError(
+      'invalid_argument',
+      'a bootstrap token must be 43 characters of base64url',
+    );
   }
   return bootstrapKeys(secret);
 }

@@ -1,4 +1,4 @@
-/** File descriptors of this process, as Linux tells them. Elsewhere they are not known: 0 open, and no limit. */
+/** The file descriptors of this process, read from /proc on Linux. Other systems give 0 open and no limit. */
 
 /** How many are open. */
 export async function openDescriptors(): Promise<number> {

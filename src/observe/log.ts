@@ -1,4 +1,4 @@
-/** The log: one line for each event, on stdout. JSON for machines, plain words at a terminal. */
+/** The log: one line for each event, on stdout. JSON for machines, plain text at a terminal. */
 
 export const LOG_LEVELS = ['debug', 'info', 'warn', 'error', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
@@ -7,51 +7,51 @@ type Fields = Record<string, unknown>;
 
 export type Log = Record<EventLevel, (message: string, fields?: Fields) => void>;
 
-/** Takes the events of a log. */
+/** Receives the events of a log. */
 export type LogFunction = (level: EventLevel, message: string, fields: Fields) => void;
 
 /**
- * @param level Events below it are dropped; `silent` drops all.
- * @param take Where the events go. Default: stdout.
+ * @param level Events below this level are dropped; `silent` drops all.
+ * @param write Receives the other events. Default: writes them to stdout.
  */
-export function createLog(level: LogLevel, take: LogFunction = standardOutput()): Log {
+export function createLog(level: LogLevel, write: LogFunction = standardOutput()): Log {
   const at = (name: EventLevel) => {
     if (LOG_LEVELS.indexOf(name) < LOG_LEVELS.indexOf(level)) return () => {};
-    return (message: string, fields: Fields = {}) => take(name, message, fields);
+    return (message: string, fields: Fields = {}) => write(name, message, fields);
   };
   return { debug: at('debug'), info: at('info'), warn: at('warn'), error: at('error') };
 }
 
-/** Whether a person reads stdout. `node:fs` costs a start ten milliseconds, so it is used only if that is likely. */
+/** Whether stdout is a terminal. `node:fs` takes ten milliseconds to load, so it is used only if that is likely. */
 export const isTerminal = (): boolean =>
   (Bun.enableANSIColors || Boolean(process.env.NO_COLOR)) &&
   process.getBuiltinModule('node:fs').fstatSync(1).isCharacterDevice();
 
 /**
- * Writes events to stdout. A reader that is slow or gone neither stalls the relay nor ends it: lines that it does not
- * take are dropped, and their number is logged later. (`process.stdout` blocks, and takes half of a start to load.)
+ * Writes events to stdout. If the reader of stdout is slow or gone, the relay neither blocks nor ends: lines are
+ * dropped, and their number is logged later. (`process.stdout` would block, and loading it takes half of a start.)
  */
 function standardOutput(): LogFunction {
   const format = isTerminal() ? humanLine : jsonLine;
   const writer = Bun.stdout.writer();
-  let isTaken = true;
+  let isFlushed = true;
   let dropped = 0;
   const write = (line: string): void => {
     try {
       void writer.write(line);
       const flushed = writer.flush();
       if (!(flushed instanceof Promise)) return;
-      isTaken = false;
-      const go = (): void => {
-        isTaken = true;
+      isFlushed = false;
+      const ready = (): void => {
+        isFlushed = true;
       };
-      flushed.then(go, go);
+      flushed.then(ready, ready);
     } catch {
       dropped += 1;
     }
   };
   return (level, message, fields) => {
-    if (!isTaken) {
+    if (!isFlushed) {
       dropped += 1;
       return;
     }
@@ -70,7 +70,7 @@ const COLOURS = { debug: '2', info: '', warn: '33', error: '31' } satisfies Reco
   string
 >;
 
-/** What people are shown of these events. The rest only says the same again, for machines. */
+/** The only fields of these events that are shown at a terminal. Their other fields repeat the same for machines. */
 const FOR_PEOPLE: Record<string, string[]> = { listening: ['websocket', 'families', 'version'] };
 
 /** A line for people: the time, the level if it is not `info`, the message and its fields; in colour if wanted. */
@@ -83,11 +83,11 @@ export function humanLine(
   const paint = (code: string, text: string): string =>
     inColour && code && text ? `\u001b[${code}m${text}\u001b[0m` : text;
   const time = new Date().toTimeString().slice(0, 8);
-  const told = Object.entries(fields)
+  const shown = Object.entries(fields)
     .filter(([name, value]) => value !== undefined && (FOR_PEOPLE[message]?.includes(name) ?? true))
     .map(([name, value]) => `  ${name}=${inWords(value)}`);
   const label = level === 'info' ? '' : `${level}: `;
-  return `${paint('2', time)} ${paint(COLOURS[level], label + message)}${paint('2', told.join(''))}\n`;
+  return `${paint('2', time)} ${paint(COLOURS[level], label + message)}${paint('2', shown.join(''))}\n`;
 }
 
 function inWords(value: unknown): string {

@@ -1,4 +1,4 @@
-/** What the relay counts of itself. Plain numbers, so that counting costs nothing; log and metrics read them. */
+/** The relay's counters: plain numbers, since counting has to be cheap. The log and the metrics read them. */
 import { UNNAMED } from '../admission/access-token.ts';
 import { errorCodes, rejectReasons, type RejectReason } from '../wire/codes.ts';
 
@@ -15,23 +15,23 @@ export class Stats {
   begun = 0;
   /** Sessions that ended with `done`, or after data had gone both ways. */
   completed = 0;
-  /** Sessions that the sweeper evicted. */
+  /** Sessions whose time was over. */
   expired = 0;
   /** Sessions that ended in any other way: a peer left early, a limit was reached, or an instance was lost. */
   abandoned = 0;
-  /** Refusals by the code that the client was given. */
+  /** Refusals, by the error code or reason that the client got. */
   readonly refusals = zeroes<RejectReason>([
     ...(Object.keys(errorCodes) as RejectReason[]),
     ...(Object.keys(rejectReasons) as RejectReason[]),
   ]);
-  /** Requests for a socket that were answered over plain HTTP. */
+  /** Refused upgrades, by the error in the HTTP answer. */
   readonly turnedAway = zeroes([
     'access_token_missing',
     'access_token_wrong',
     'too_many_wrong_tokens',
     'origin_refused',
   ] as const);
-  /** Sockets let in by an access token, by its name. */
+  /** Sockets that were admitted with an access token, by the token's name. */
   readonly admitted = new Map([[UNNAMED, 0]]);
   readonly bootstraps = zeroes([
     'watched',
@@ -43,20 +43,20 @@ export class Stats {
   ] as const);
   /** When the certificate ends, in seconds of Unix time; undefined without TLS. */
   certificateEnd: number | undefined = undefined;
-  /** Told of each pairing that begins, with the milliseconds from `listen` to `peer_found`. */
+  /** Called when a pairing begins, with the milliseconds from `listen` to `peer_found`. */
   readonly onBegun: ((waitedMs: number) => void)[] = [];
-  /** Told of each pairing that ends, with the milliseconds since `peer_found`. */
+  /** Called when a pairing ends, with the milliseconds since `peer_found`. */
   readonly onEnded: ((lastedMs: number, outcome: Outcome) => void)[] = [];
   #last = this.#total();
 
-  /** Counts by these names of access tokens from now on, and forgets names that are gone, so that they stay few. */
+  /** Sets the names of the access tokens. Counters of other names are removed, so that their number is bounded. */
   nameTokens(names: readonly string[]): void {
     const counts = [UNNAMED, ...names].map((name) => [name, this.admitted.get(name) ?? 0] as const);
     this.admitted.clear();
     for (const [name, count] of counts) this.admitted.set(name, count);
   }
 
-  /** What happened since this was last asked, for the log; undefined where nothing did. */
+  /** What happened since the last call, for the log; undefined if nothing happened. */
   sinceLast(): Record<string, number> | undefined {
     const [last, total] = [this.#last, this.#total()];
     this.#last = total;

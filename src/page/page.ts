@@ -1,19 +1,19 @@
-/** The page at `/`, for people. Loaded when the first of them comes. */
+/** The HTML page at `/`. Loaded at the first request for it. */
 import type { Context } from 'hono';
 import { html, raw } from 'hono/html';
 import { PROXY_HEADERS } from '../admission/client-address.ts';
 
-/** Where amesh itself lives. */
+/** The repository of amesh itself. */
 const AMESH = 'https://github.com/ameshdev/amesh';
 
-/** What the page shows of the relay and of the caller. */
+/** The facts about the relay and the caller that the page shows. */
 interface Facts {
   version: string;
   /** The WebSocket URL as the caller would write it. */
   websocket: string;
-  /** The address that the relay sees the caller under, and whether it comes from the TCP connection or a header. */
+  /** The caller's address as the relay sees it, and its source: `peer` (the TCP connection) or the name of a header. */
   client: { address: string; source: string };
-  /** Whether the relay lets in only those who have an access token. Default false. */
+  /** Whether a WebSocket needs an access token. Default false. */
   private?: boolean;
 }
 
@@ -24,7 +24,7 @@ interface Health {
 
 interface Asset {
   text: string;
-  /** As a Content-Security-Policy names it. */
+  /** In the form of a Content-Security-Policy. */
   hash: string;
 }
 
@@ -42,7 +42,7 @@ let assets: Promise<{ style: Asset; script: Asset }> | undefined;
 
 export async function servePage(c: Context, facts: Facts, health: Health): Promise<Response> {
   const { style, script } = await loadAssets();
-  // With any port, since a proxy may pass the Host header on without it. Some browsers do not count ws: as 'self'.
+  // Any port is allowed, since a proxy may drop it from the Host header. In some browsers 'self' does not include ws:.
   const host = new URL(facts.websocket).hostname;
   c.header(
     'content-security-policy',
@@ -50,17 +50,17 @@ export async function servePage(c: Context, facts: Facts, health: Health): Promi
   );
   c.header('referrer-policy', 'no-referrer');
   c.header('cross-origin-opener-policy', 'same-origin');
-  const isProxyMistaken =
+  const isProxySeenAsClient =
     facts.client.source === 'peer' &&
     PROXY_HEADERS.some((name) => c.req.header(name) !== undefined);
-  return c.html(page(facts, health, isProxyMistaken, style.text, script.text));
+  return c.html(page(facts, health, isProxySeenAsClient, style.text, script.text));
 }
 
-/** Style and script go in unchanged: with one more space they would not have the hash that the policy allows. */
+/** Style and script must stay unchanged: the policy allows only their hashes, so one more space would block them. */
 function page(
   { version, websocket, client, private: isPrivate }: Facts,
   { status, sessions }: Health,
-  isProxyMistaken: boolean,
+  isProxySeenAsClient: boolean,
   style: string,
   script: string,
 ) {
@@ -98,7 +98,7 @@ function page(
                   This relay is private: devices need an access token, which you get from whoever
                   runs it. It goes into the address, as <code>?token=…</code>
                 </p>
-                <form id="door" hidden>
+                <form id="token-form" hidden>
                   <label for="token">Your access token</label>
                   <div class="line">
                     <input
@@ -155,7 +155,7 @@ function page(
               Limits on wrong codes count by this address.
             </p>
             ${
-              isProxyMistaken &&
+              isProxySeenAsClient &&
               html`<p class="doubt">
                 Is that you? A proxy passed your request on, and the relay takes the proxy for its
                 client. So everybody shares one limit, until whoever runs this sets
@@ -174,7 +174,7 @@ function page(
     </html>`;
 }
 
-/** The relay's address, or a command with it, and a button that copies it. The script puts the true address in. */
+/** The relay's address, or a command with it, and a copy button. The script corrects the address in the browser. */
 const copyable = (websocket: string, command = '') =>
   html`<div class="line">
     <code class="copyable">${command}<span class="relay">${websocket}</span></code>
@@ -187,7 +187,7 @@ const origin = (source: string): string =>
 const count = (sessions: number): string =>
   sessions === 0 ? 'no sessions' : sessions === 1 ? '1 session' : `${sessions} sessions`;
 
-/** Builds style and script once. What failed (no file descriptor was left, say) is tried again with the next request. */
+/** Builds style and script once. If that fails, for example without file descriptors, the next request tries again. */
 function loadAssets(): Promise<{ style: Asset; script: Asset }> {
   assets ??= buildAssets().catch((error: unknown) => {
     assets = undefined;
@@ -199,7 +199,7 @@ function loadAssets(): Promise<{ style: Asset; script: Asset }> {
 async function buildAssets(): Promise<{ style: Asset; script: Asset }> {
   // @ts-expect-error -- TypeScript knows text imports of .txt alone
   const style = (await import('./page.css', { with: { type: 'text' } })) as { default: string };
-  // Bun builds nothing that early inside node_modules, for security; but there the sources are at hand.
+  // Inside node_modules Bun runs no macros, for security, so the import fails there; but the sources are present.
   const script = await import('./bundled.ts').then(
     (bundled) => bundled.script,
     async () => (await import('./build.ts')).buildPageScript(),

@@ -1,4 +1,4 @@
-/** What runs in the page: the relay's address as this browser knows it, the access token, the copy buttons, the check. */
+/** The page's script: shows the relay's address, keeps the access token, and runs the copy buttons and the check. */
 import { type Answer, factsOf, healthOf, refusalOf } from '../check/http-answers.ts';
 import { Problem } from '../check/problems.ts';
 import {
@@ -17,15 +17,15 @@ const TIMEOUT_MS = 10_000;
 
 const element = (id: string): HTMLElement => document.getElementById(id) as HTMLElement;
 
-// The page is what the relay answers at its /, so whatever this browser sees before that is a prefix that a proxy added.
+// The relay serves this page at its /. So if the browser sees a longer path, a proxy has added it as a prefix.
 const base = new URL(location.pathname.replace(/\/*$/, '/'), location.origin);
 (element('health') as HTMLAnchorElement).href = new URL('health', base).href;
 
-/** In memory alone, so that it is gone with the tab. */
+/** The access token. Kept only in memory, so it is lost when the tab closes. */
 let token = '';
 const tokenInput = document.getElementById('token') as HTMLInputElement | null;
 
-/** The WebSocket's URL, with the token where there is one. */
+/** The URL of the WebSocket, with the token if there is one. */
 function websocket(): URL {
   const url = new URL('ws', base);
   url.protocol = url.protocol.replace('http', 'ws');
@@ -33,11 +33,11 @@ function websocket(): URL {
   return url;
 }
 
-/** Puts dots in the place of the token: for what is shown, not for what is copied. */
+/** Replaces the token by dots. For texts that are shown, not for those that are copied. */
 const masked = (text: string): string =>
   token ? text.replaceAll(websocket().search, '?token=••••••').replaceAll(token, '••••••') : text;
 
-// Behind a proxy the relay may know neither its name nor that there is TLS; the browser does.
+// Behind a proxy the relay may not know its own name or that TLS is used. The browser knows both.
 function showAddress(): void {
   for (const shown of document.querySelectorAll('.relay')) {
     const isInCommand = shown.previousSibling !== null;
@@ -54,10 +54,10 @@ for (const [index, button] of document.querySelectorAll<HTMLElement>('button.cop
   copies(button, () => code.innerText.replace(masked(websocket().href), websocket().href), code);
 }
 
-const door = document.getElementById('door');
-if (door) {
-  door.hidden = false;
-  door.addEventListener('submit', (event) => {
+const tokenForm = document.getElementById('token-form');
+if (tokenForm) {
+  tokenForm.hidden = false;
+  tokenForm.addEventListener('submit', (event) => {
     event.preventDefault();
     token = tokenInput?.value.trim() ?? '';
     showAddress();
@@ -65,7 +65,7 @@ if (door) {
   });
 }
 
-/** Makes a button copy a text. Without TLS a browser has no clipboard to offer; then what is shown is selected. */
+/** Makes a button copy a text. Without TLS a page has no clipboard; then the element `shown` is selected instead. */
 function copies(button: HTMLElement, text: () => string, shown: Element): void {
   const label = button.textContent;
   const told = (words: string): void => {
@@ -107,7 +107,7 @@ button.addEventListener('click', () => {
   });
 });
 
-/** The report of the last check as a text, such as the command prints. */
+/** The report of the last check as text, like that of the command. */
 let report = '';
 copies(element('copy-report'), () => report, element('steps'));
 element('copy-report').hidden = true;
@@ -153,7 +153,7 @@ async function ask(url: URL): Promise<Answer> {
       redirect: 'manual',
       signal: AbortSignal.timeout(TIMEOUT_MS),
     });
-    // A browser tells a page of a redirect, and not where it leads.
+    // A browser tells a page that there is a redirect, but not its target.
     const status = response.type === 'opaqueredirect' ? 302 : response.status;
     const header = (name: string): string | undefined => response.headers.get(name) ?? undefined;
     return {
@@ -196,18 +196,18 @@ async function upgrade(): Promise<Finding> {
   return { found: 'it opened' };
 }
 
-/** Why no WebSocket opened. A browser does not say, so the same is asked for in plain HTTP. */
+/** Why no WebSocket opened. The browser does not tell, so the same URL is requested over plain HTTP. */
 async function refusal(): Promise<Problem> {
   const url = websocket();
   const sent = { path: url.pathname, origin: location.origin, hasToken: token !== '' };
   url.protocol = location.protocol;
   const problem = refusalOf(await ask(url), sent);
-  // A plain request that arrives is answered like this where all is well.
+  // This is also the normal answer to a plain request.
   if (problem.code === 'upgrade_swallowed') {
     const host = factsOf(await ask(base))?.host;
     const found = 'no WebSocket opened, though a plain request reaches the relay';
     return host && host !== location.host
-      ? new Problem('origin_refused', `${found}, which takes itself for ${host}`, sent.origin)
+      ? new Problem('origin_refused', `${found}, which sees its own host as ${host}`, sent.origin)
       : new Problem('upgrade_swallowed', found);
   }
   return problem;
@@ -219,17 +219,17 @@ async function address(): Promise<Finding> {
   if (!facts) return { found: `the relay does not tell (${answer.status})` };
   const source = facts.source === 'peer' ? 'the connection' : facts.source;
   const found = `${facts.address}, taken from ${source}`;
-  // The relay has seen, in the request for this page, that this is the address of a proxy.
+  // The relay shows this element if the request for the page came through a proxy that it does not trust.
   const isProxy = document.querySelector('.doubt') !== null;
   return { found: isProxy ? new Problem('proxy_not_trusted', found) : found };
 }
 
-/** The steps as they happen, one line each. */
+/** The list of steps on the page, with one line for each step. */
 class StepList implements Reporter {
   warnings = 0;
-  /** The same as a text. */
+  /** The list as text. */
   text = '';
-  /** Ends the waiting of the last step early. */
+  /** Aborted by the Skip button: ends the last step early. */
   readonly skip = new AbortController();
   readonly #list = element('steps');
   #line!: HTMLLIElement;

@@ -1,27 +1,27 @@
 /**
- * The rules of pairing by code: which code belongs to which two peers, and until when. Pure: it knows no socket, and
+ * The rules of pairing by code: which code belongs to which two peers, and until when. Pure: it uses no socket, and
  * `now` is an argument, in milliseconds on any clock that only moves forward.
  */
 import type { Peer, Session } from '../peer.ts';
 
-/** How many times `sessionTtlMs` a pairing may last however busy it is. From the protocol: 5 minutes by default. */
+/** A busy pairing may last this many times `sessionTtlMs`. From the protocol: 5 minutes by default. */
 const MAX_STAGES = 10;
 
 interface PairingLimits {
-  /** Milliseconds that a session may wait for its controller, and then for each further frame. */
+  /** Milliseconds that a session waits for its controller, and later for each further frame. */
   sessionTtlMs: number;
   maxSessions: number;
-  /** Bytes that a session may carry, both directions together. */
+  /** Payload bytes that a session may forward, both directions together. */
   maxSessionBytes: number;
-  /** Frames that a session may carry, both directions together. */
+  /** Frames that a session may forward, both directions together. */
   maxSessionFrames: number;
 }
 
 export class Pairing {
-  /** Sessions without a controller by code. All wait equally long, so the first to be over stands first. */
+  /** Sessions without a controller, by code. All wait equally long, so the first one expires first. */
   readonly #waiting = new Map<string, Session>();
   readonly #paired = new Map<string, Session>();
-  /** Paired sessions by the second in which they may be over, so that a sweep meets only those. */
+  /** Paired sessions by the second in which they may expire, so that a sweep looks only at those that are due. */
   readonly #due = new Map<number, Set<Session>>();
 
   constructor(private readonly limits: PairingLimits) {}
@@ -71,7 +71,7 @@ export class Pairing {
     return this.#waiting.get(otc) ?? this.#paired.get(otc);
   }
 
-  /** A controller joins a session, whose clock starts again. Returns the error code where it can't. */
+  /** A controller joins a session, and the session's time starts again. Returns the error code if it cannot join. */
   join(
     controller: Peer,
     session: Session,
@@ -84,13 +84,13 @@ export class Pairing {
     session.activeAt = now;
     this.#waiting.delete(session.otc);
     this.#paired.set(session.otc, session);
-    this.#file(session);
+    this.#schedule(session);
     controller.session = session;
     return undefined;
   }
 
-  /** Counts a frame that a peer wants forwarded. Returns its session, or the error code. */
-  carry(
+  /** Counts a frame that a peer wants to forward. Returns the peer's session, or the error code. */
+  countFrame(
     sender: Peer,
     bytes: number,
     now: number,
@@ -110,7 +110,7 @@ export class Pairing {
     return session;
   }
 
-  /** Forgets a session: its code is free, and neither peer holds anything of it. */
+  /** Removes a session: its code is free again, and its peers no longer refer to it. */
   end(session: Session): void {
     session.target.session = undefined;
     if (!session.controller) {
@@ -119,15 +119,15 @@ export class Pairing {
     }
     session.controller.session = undefined;
     this.#paired.delete(session.otc);
-    this.#unfile(session);
+    this.#unschedule(session);
   }
 
-  /** Whether a session's time is up, though the sweeper may not have met it yet. */
+  /** Whether a session has expired, even if the sweeper has not ended it yet. */
   isOver(session: Session, now: number): boolean {
-    return now >= this.#endOf(session);
+    return now >= this.#expiryOf(session);
   }
 
-  /** Every session whose time is up. The caller ends each before it takes the next. */
+  /** All expired sessions. The caller ends each one before it takes the next. */
   *expired(now: number): Generator<Session, void, void> {
     for (const session of this.#waiting.values()) {
       if (!this.isOver(session, now)) break;
@@ -137,34 +137,34 @@ export class Pairing {
       if (second * 1000 > now) continue;
       for (const session of sessions) {
         if (this.isOver(session, now)) yield session;
-        else if (Math.floor(this.#endOf(session) / 1000) !== second) {
-          // Frames were forwarded since it was filed here, so its time was put off.
-          this.#unfile(session);
-          this.#file(session);
+        else if (Math.floor(this.#expiryOf(session) / 1000) !== second) {
+          // Frames were forwarded in the meantime, so the session expires later.
+          this.#unschedule(session);
+          this.#schedule(session);
         }
       }
     }
   }
 
-  /** When a session will be over if nothing more is forwarded. */
-  #endOf(session: Session): number {
+  /** When a session expires if no more frames are forwarded. */
+  #expiryOf(session: Session): number {
     return Math.min(session.activeAt + this.limits.sessionTtlMs, this.lastEndOf(session));
   }
 
-  /** When a session will be over at the latest. */
+  /** When a session expires even if frames are forwarded. */
   lastEndOf({ controller, pairedAt }: Session): number {
     return pairedAt + this.limits.sessionTtlMs * (controller ? MAX_STAGES : 1);
   }
 
-  #file(session: Session): void {
-    const second = Math.floor(this.#endOf(session) / 1000);
+  #schedule(session: Session): void {
+    const second = Math.floor(this.#expiryOf(session) / 1000);
     session.dueSecond = second;
     const sessions = this.#due.get(second);
     if (sessions) sessions.add(session);
     else this.#due.set(second, new Set([session]));
   }
 
-  #unfile(session: Session): void {
+  #unschedule(session: Session): void {
     const sessions = this.#due.get(session.dueSecond);
     sessions?.delete(session);
     if (sessions?.size === 0) this.#due.delete(session.dueSecond);

@@ -1,4 +1,4 @@
-/** Carries out what the rules of pairing decide, and tells both sides. */
+/** Applies the rules of pairing, and sends the results to both peers. */
 import type { Connections } from '../admission/connections.ts';
 import type { Limits } from '../admission/limits.ts';
 import type { Answers } from '../answers.ts';
@@ -10,11 +10,11 @@ import type { Pairing } from './pairing.ts';
 
 const DATA_ENVELOPE_BYTES = frames.data('').length;
 
-/** The payload bytes of a data frame: all of it but the shortest envelope, so that junk around a payload costs too. */
+/** The bytes that a data frame counts for: its length without the shortest envelope, so extra fields count as well. */
 export const payloadBytes = (frameBytes: number): number =>
   Math.max(0, frameBytes - DATA_ENVELOPE_BYTES);
 
-/** Whoever tries a burned code is not told that somebody uses it. */
+/** Hides from a client that tries a burned code that somebody uses it. */
 export const hideBurned = (code: ErrorCode, isBurned: boolean): ErrorCode =>
   isBurned && code === 'peer_already_connected' ? 'otc_not_found' : code;
 
@@ -27,7 +27,7 @@ export class Sessions {
     private readonly stats: Stats,
   ) {}
 
-  // What a peer asks of an instance on its own. Each returns the error code where the answer is no.
+  // Requests of a peer on a relay of one instance. Each returns the error code if refused, otherwise undefined.
 
   listen(target: Peer, otc: string, now: number): ErrorCode | undefined {
     const { failedCodes, failedPerCode, listens } = this.limits;
@@ -38,7 +38,7 @@ export class Sessions {
     }
     const isFree = !this.find(otc, now) && !failedPerCode.isSpent(otc, now);
     if (!isFree) return this.#failed(target, otc, 'otc_in_use', now);
-    // Either answer tells that nobody else has the code.
+    // Counted even if `open` then refuses, since both answers show that nobody else uses the code.
     listens.add(target.client, now);
     const session = this.open(target, otc, now);
     return typeof session === 'string' ? session : undefined;
@@ -53,7 +53,7 @@ export class Sessions {
     return refusal && this.#failed(controller, otc, refusal, now);
   }
 
-  /** A failed attempt counts against the client, and against the code until that is burned. */
+  /** Counts a failed attempt against the client, and against the code until it is burned. Returns the error code. */
   #failed({ client }: Peer, otc: string, code: ErrorCode, now: number): ErrorCode {
     const { failedCodes, failedPerCode } = this.limits;
     failedCodes.add(client, now);
@@ -62,9 +62,9 @@ export class Sessions {
     return hideBurned(code, isBurned);
   }
 
-  // The steps behind it, for whoever has checked the limits.
+  // The same steps without the limits: the cluster calls them too, after its own checks.
 
-  /** The session on a code. One whose time is up is ended first, so that expiry is exact between two sweeps too. */
+  /** The session on a code. An expired one is ended first, so that expiry is exact between two sweeps too. */
   find(otc: string, now: number): Session | undefined {
     const session = this.pairing.find(otc);
     if (!session || !this.pairing.isOver(session, now)) return session;
@@ -72,7 +72,7 @@ export class Sessions {
     return undefined;
   }
 
-  /** Opens a session and says so to the target. */
+  /** Opens a session and acknowledges it to the target. Returns the session, or the error code. */
   open(target: Peer, otc: string, now: number): ReturnType<Pairing['open']> {
     const session = this.pairing.open(target, otc, now);
     if (typeof session === 'string') return session;
@@ -83,7 +83,7 @@ export class Sessions {
     return session;
   }
 
-  /** Joins a controller to a session and tells both, the target first, as the deployed relay does. */
+  /** Joins a controller to a session. Tells both peers, the target first, as the deployed relay does. */
   join(controller: Peer, session: Session, now: number): ReturnType<Pairing['join']> {
     const refusal = this.pairing.join(controller, session, now);
     if (refusal) return refusal;
@@ -91,15 +91,15 @@ export class Sessions {
     for (const tell of this.stats.onBegun) tell(now - session.openedAt);
     this.connections.settle(controller, now);
     controller.subscribe(session.otc);
-    // A target that does not read is closed on the spot, which ends the session and tells the controller so.
+    // If the target does not read, `send` closes it at once. That ends the session and tells the controller.
     if (session.target.send(frames.peerFound)) controller.send(frames.peerFound);
     return undefined;
   }
 
   /**
-   * Carries a data frame to the other side, or ends the session where that can't be.
-   * @param bytes Of the frame as it came.
-   * @returns The error code where there is nobody to carry it to.
+   * Forwards a data frame to the other peer, or ends the session if a limit is reached or that peer does not read.
+   * @param bytes The length of the frame as received.
+   * @returns The error code if there is no other peer.
    */
   forward(
     sender: Peer,
@@ -108,16 +108,17 @@ export class Sessions {
     now: number,
   ): 'no_session' | 'peer_not_connected' | undefined {
     const payload = payloadBytes(bytes);
-    const session = this.pairing.carry(sender, payload, now);
+    const session = this.pairing.countFrame(sender, payload, now);
     if (session === 'session_data_limit') return this.overLimit(sender, now);
     if (typeof session === 'string') return session;
-    if (!this.#tellOther(sender, session, frame)) return this.abort(session, 'slow_consumer', now);
+    if (!this.#sendToOther(sender, session, frame))
+      return this.abort(session, 'slow_consumer', now);
     this.stats.framesForwarded += 1;
     this.stats.bytesForwarded += payload;
     return undefined;
   }
 
-  /** A peer sent more than it may: both sides are closed, and the sender is told why first. */
+  /** A peer sent more than it may: the sender gets the error code, then both peers are closed. */
   overLimit(sender: Peer, now: number): undefined {
     const { session } = sender;
     if (!session) return;
@@ -126,37 +127,43 @@ export class Sessions {
     this.#closeBoth(session, 'session_data_limit');
   }
 
-  /** One side said that it is through. */
+  /** A peer sent `done`: the other peer gets it too, and the session ends. Returns the error code if there is none. */
   done(sender: Peer, now: number): 'no_session' | undefined {
     const { session } = sender;
     if (!session) return 'no_session';
-    this.#leave(sender, session, frames.done, session.controller ? 'completed' : 'abandoned', now);
+    this.#endWith(
+      sender,
+      session,
+      frames.done,
+      session.controller ? 'completed' : 'abandoned',
+      now,
+    );
     return undefined;
   }
 
-  /** A peer has gone. `why` is what the other side is told. */
+  /** A peer has disconnected. `why` is the error code that the other peer gets. */
   leave(peer: Peer, why: ErrorCode, now: number): void {
     const { session } = peer;
     if (!session) return;
     const isComplete = session.targetSent && session.controllerSent;
-    this.#leave(peer, session, frames.error(why), isComplete ? 'completed' : 'abandoned', now);
+    this.#endWith(peer, session, frames.error(why), isComplete ? 'completed' : 'abandoned', now);
   }
 
-  /** The other side hears the last frame behind everything that was sent before it, and the session is forgotten. */
-  #leave(
-    leaver: Peer,
+  /** Ends a session with a last frame to the other peer, which arrives after everything that was sent before. */
+  #endWith(
+    sender: Peer,
     session: Session,
     lastFrame: string,
     outcome: 'completed' | 'abandoned',
     now: number,
   ): void {
-    const isHeard = !session.controller || this.#tellOther(leaver, session, lastFrame);
+    const isSent = !session.controller || this.#sendToOther(sender, session, lastFrame);
     this.end(session, outcome, now);
-    if (!isHeard) this.#closeBoth(session, 'slow_consumer');
+    if (!isSent) this.#closeBoth(session, 'slow_consumer');
   }
 
-  /** Bun's topic reaches the other side where both are sockets of this instance. */
-  #tellOther(sender: Peer, session: Session, frame: string): boolean {
+  /** Sends through Bun's topic if both are sockets of this instance. Returns false if the other peer does not read. */
+  #sendToOther(sender: Peer, session: Session, frame: string): boolean {
     const other = sender === session.target ? session.controller : session.target;
     if (!other) return true;
     return sender.isLocal && other.isLocal
@@ -164,13 +171,13 @@ export class Sessions {
       : other.trySend(frame);
   }
 
-  /** Ends a session that can't go on, and closes both sides. */
+  /** Ends a session that cannot continue, and closes both peers. */
   abort(session: Session, why: CloseReason, now: number): undefined {
     this.end(session, 'abandoned', now);
     this.#closeBoth(session, why);
   }
 
-  /** Ends a session and tells both sides why; their sockets stay open. */
+  /** Ends a session and tells both peers why; their sockets stay open. */
   lose(session: Session, why: ErrorCode, now: number): void {
     this.end(session, 'abandoned', now);
     this.#refuseBoth(session, why);

@@ -1,4 +1,4 @@
-/** Every error and close code of the protocol, with its meaning. Imports nothing, since the browser's client uses it. */
+/** Every error and close code of the protocol, with its meaning. Imports nothing, because browsers load it too. */
 
 /** The codes of an `error` frame, and what each means. */
 export const errorCodes = {
@@ -9,13 +9,13 @@ export const errorCodes = {
   otc_not_found: 'nobody waits on this code',
   otc_expired: 'the session ran out of time',
   peer_already_connected: 'another controller came first',
-  peer_not_connected: 'the other side has not come yet',
+  peer_not_connected: 'the other side has not connected yet',
   peer_disconnected: 'the other side left',
   already_in_session: 'this socket is in a session already',
   no_session: 'this socket is in no session',
-  session_data_limit: 'more was sent than a session may carry',
+  session_data_limit: 'the session reached its data limit',
   rate_limited: 'too many attempts from this client; wait a minute',
-  relay_capacity: 'the relay holds as much as it may',
+  relay_capacity: 'the relay is full',
   relay_draining: 'the relay is about to stop; connect again to reach another',
   relay_unavailable: 'the instances behind this relay cannot reach each other',
   missing_jti: 'the token id is missing',
@@ -27,7 +27,7 @@ export const errorCodes = {
 
 export type ErrorCode = keyof typeof errorCodes;
 
-/** Further values that the `error` of a `bootstrap_reject` from the relay can have, beside the error codes. */
+/** More values for the `error` of a `bootstrap_reject` from the relay, besides the error codes. */
 export const rejectReasons = {
   token_already_used: 'this token id was announced before',
   no_watcher: 'no controller watches this token id; it stays unused',
@@ -37,29 +37,32 @@ export const rejectReasons = {
 
 export type RejectReason = keyof typeof rejectReasons | ErrorCode;
 
-/** Whether a text is an error code or one of the further reasons. */
+/** Whether a text is an error code or one of the reject reasons. */
 export const isReason = (text: string): text is RejectReason =>
   Object.hasOwn(errorCodes, text) || Object.hasOwn(rejectReasons, text);
 
-/** The reasons for which the relay closes a socket, each with its close code and what it means. */
+/** Why the relay closes a socket: each reason with its close code and its meaning. */
 export const closes = {
   relay_shutting_down: {
     code: 1001,
-    means: 'the relay is going away; connect again to reach another',
+    means: 'the relay is stopping; connect again to reach another',
   },
-  too_many_errors: { code: 1008, means: 'the relay was sent too much that it could not read' },
+  too_many_errors: {
+    code: 1008,
+    means: 'the client sent too many frames that the relay could not read',
+  },
   too_many_frames: {
     code: 1008,
-    means: 'more was sent than the relay takes in so short a time',
+    means: 'the client sent too many frames in a short time',
   },
-  internal_error: { code: 1011, means: 'the relay failed' },
+  internal_error: { code: 1011, means: 'an error happened in the relay' },
   too_many_connections: {
     code: 1013,
-    means: 'the relay has as many connections as it takes, in all or from this client',
+    means: 'the relay has reached its limit of connections, in total or for this client',
   },
   session_expired: { code: 4001, means: 'the session ran out of time' },
-  idle: { code: 4002, means: 'the connection did nothing for too long' },
-  session_data_limit: { code: 4003, means: 'more was sent than a session may carry' },
+  idle: { code: 4002, means: 'the connection was idle for too long' },
+  session_data_limit: { code: 4003, means: 'the session reached its data limit' },
   slow_consumer: { code: 4004, means: 'one side did not read what the other sent' },
 } as const;
 

@@ -11,14 +11,14 @@ export type { ClientMessage };
 /** A frame that could not be read: the error code for its sender. */
 export interface Malformed {
   malformed: ErrorCode;
-  /** The message type and the token id, where they were readable: whoever sends a `bootstrap_init` waits for both. */
+  /** The message type and the token id, if they could be read: the answer to a `bootstrap_init` needs both. */
   type?: string;
   jti?: string;
 }
 
 const DATA_HEAD = '{"type":"data","payload":"';
 const DATA_TAIL = '"}';
-/** The characters that end a JSON string, or that may not stand in one unescaped. */
+/** The characters that end a JSON string or must be escaped in one. */
 // oxlint-disable-next-line no-control-regex
 const special = /["\\\u0000-\u001f]/g;
 
@@ -72,7 +72,7 @@ function isTooComplex(text: string): boolean {
   return false;
 }
 
-/** Reads one frame. It never throws: for a frame that is no message, the result has the error code. */
+/** Parses one frame. It never throws: for a frame that is not a valid message, the result has the error code. */
 export function parse(text: string): ClientMessage | Malformed {
   if (isTooComplex(text)) return { malformed: 'invalid_message' };
   let value: unknown;

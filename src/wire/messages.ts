@@ -2,7 +2,7 @@
 import * as z from 'zod/mini';
 
 const otc = z.string().check(z.regex(/^[0-9]{6}$/));
-// The protocol counts a jti in code points. Counting them takes time, so a text that is too long by far is refused before.
+// The protocol counts a jti in code points. Counting takes time, so a text that is far too long is refused before that.
 const jti = z.string().check(
   z.refine((text) => text.length <= 256, { abort: true }),
   z.minLength(1),
