@@ -178,6 +178,21 @@ test('what has outlived its time is out of the way before the sweeper comes', as
   expect(next.heard).toEqual([watching]);
 });
 
+test('a watch that is renewed when its time is up can be announced to from everywhere', async () => {
+  const { world, a, b } = await instances();
+  const watcher = new Party(a, 'watcher');
+  watcher.send(watch);
+  await world.play(300_002);
+  expect(a.sockets.books.watches).toBe(1);
+  watcher.send(watch);
+  await world.play(50);
+  expect(watcher.heard).toEqual([watching, { ...error('watch_expired'), jti: 'bt_1' }, watching]);
+  const init = { type: 'bootstrap_init', jti: 'bt_1', token: 't', targetPubKey: 'k' };
+  new Party(b, 'machine').send(init);
+  await world.play(50);
+  expect(watcher.heard.at(-1)).toEqual(init);
+});
+
 describe('while a question is under way', () => {
   test('frames wait, up to four of the longest', async () => {
     const { world, a } = await instances();
@@ -234,16 +249,16 @@ test('what no instance says is believed by none, and ends nothing', async () => 
     [object, []],
     [[object], []],
     ['i9', object],
-    ['i9', [['connect', 1]]],
-    ['i9', [['owner', ['connect', 1]]]],
-    ['i9', [['owner', ['data', 1, null, 1]]]],
-    ['i9', [['owner', ['data', object, 'x', 1]]]],
-    ['i9', [['owner', ['connect', 1, 7, 'x']]]],
-    ['i9', [['owner', ['announce', 1, 'x', 'i1.1', object]]]],
-    ['i9', [['owner', ['frame', 1, 'x']]]],
-    ['i9', [['socket', ['close', 1, 'toString']]]],
-    ['i9', [['owner', ['abort', 1, 'idle']]]],
+    ['i9', 'over'],
     ['i9', ['over']],
+    ['i9', [['over', 'i9.1', '']]],
+    ['i9', [['open', 'i9.1']]],
+    ['i9', [['open', 'i9.1', '', 'i1.1', object]]],
+    ['i9', [['open', 'i9.1', '', 7, 'x']]],
+    ['i9', [['frame', 'i9.1', null, 1]]],
+    ['i9', [['frame', object, 'x', 1]]],
+    ['i9', [['frame', 'i9.1', 'x', 1.5]]],
+    ['i9', [['toString', 'i9.1', 'x', 1]]],
     object,
     null,
   ];
@@ -255,6 +270,18 @@ test('what no instance says is believed by none, and ends nothing', async () => 
   expect(a.log.lines.filter((line) => line.includes('not understood')).length).toBe(
     2 * forgeries.length,
   );
+  // What is well-formed, and cannot be: another instance's link, one that is there already, no reason of the protocol's.
+  for (const forged of [
+    ['i9', [['end', 'i2.1', '', 0]]],
+    ['i2', [['open', 'i2.1', '', 'i1.1', 'x']]],
+    ['i2', [['close', 'i2.1', 'toString', 0]]],
+    ['i9', [['open', 'i9.1', '', 'i1.7', 'x']]],
+    ['i9', [['open', 'i9.1', 'x', 'i1.1', 'x']]],
+    ['i9', [['over', '', '', 0]]],
+  ]) {
+    network.publish('i1', JSON.stringify(forged));
+  }
+  await world.play(100);
   expect(a.sockets.cluster?.books).toMatchObject({ guests: 1, tunnels: 0 });
   controller.send(data('undisturbed'));
   await world.play(50);
@@ -280,7 +307,7 @@ test('an answer that is none of the protocol’s is repeated to nobody', async (
   const controller = new Party(b, 'controller');
   controller.send(connect);
   await world.play(20);
-  network.publish(b.id, JSON.stringify([a.id, [['socket', ['refused', 1, 'HOSTILE']]]]));
+  network.publish(b.id, JSON.stringify([a.id, [['end', 'i2.1', 'HOSTILE', 0]]]));
   await world.play(50);
   expect(controller.heard).toEqual([error('relay_unavailable')]);
   for (const { log, sockets } of [a, b]) {

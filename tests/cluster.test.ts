@@ -525,8 +525,9 @@ describe.skipIf(!redisServer)('Redis fails', () => {
     second.target.send(data('ours'));
     await second.controller.expect(data('ours'));
     await Promise.all([controller, second.target, second.controller].map((c) => c.expectNothing()));
-    for (const relay of relays)
-      expect(relay.sockets.books).toMatchObject({ orphans: 0, waitingBytes: 0 });
+    for (const { sockets } of relays) {
+      expect(sockets.books).toMatchObject({ claims: sockets.pairing.size, waitingBytes: 0 });
+    }
   }, 20_000);
 
   test('the network swallows everything and closes nothing: connections are made anew', async () => {
@@ -594,13 +595,13 @@ describe.skipIf(!redisServer)('Redis fails', () => {
     const [relay] = (await startInstances(redis, 1)) as [TestRelay];
     await redis.kill();
     await untilReach([relay], false);
-    const { orphans } = relay.sockets.books;
+    const { claims } = relay.sockets.books;
     const client = await relay.connect();
     for (let i = 0; i < 20; i += 1) {
       await client.refused(listen(), 'relay_unavailable');
       await client.refused(watch('bt_1'), 'relay_unavailable');
     }
-    expect(relay.sockets.books.orphans).toBe(orphans as number);
+    expect(relay.sockets.books.claims).toBe(claims as number);
   }, 20_000);
 
   test('full: refused rather than risked, until there is room', async () => {

@@ -343,7 +343,6 @@ class Story {
         'tunnels',
         'guests',
         'claims',
-        'orphans',
         'waitingBytes',
       ];
       for (const book of kept)

@@ -1,28 +1,29 @@
 /**
- * Many instances as one relay. Redis knows which instance owns which code and token id (`directory.ts`) and carries what
- * they say to each other (`mail.ts`). The instance that a target, or a watcher, is connected to owns its session, and is
- * the only one to change it. Whoever comes to it from another instance is a guest there (`guests.ts`) and has a tunnel
- * on its own instance (`tunnels.ts`).
+ * Many instances as one relay. Redis knows which instance owns which code and token id (`scripts.ts`), and carries what
+ * instances say to each other (`mail.ts`). The instance that a target, or a watcher, is connected to owns its session or
+ * watch, and is the only one to change it. Whoever comes to it from another instance comes over a link (`links.ts`).
  */
-import { WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
+import { networksOf } from '../admission/limits.ts';
+import { BURNT_TTL_MS, WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
 import type { Config } from '../config.ts';
 import type { Clock, Connection } from '../connection.ts';
 import type { Log } from '../observe/log.ts';
 import { hideBurned } from '../pairing/sessions.ts';
-import type { Session, Watch } from '../peer.ts';
+import type { Peer, Session, Watch } from '../peer.ts';
 import type { Cluster as ClusterOfSockets, Sockets } from '../socket.ts';
-import type { ErrorCode, RejectReason } from '../wire/codes.ts';
-import { type Claim, Directory, isClaim, type Owned, ownerOf } from './directory.ts';
-import { Guests } from './guests.ts';
-import { type Item, Mail, readMessage, type ToOwner } from './mail.ts';
+import { type ErrorCode, isReason, type RejectReason } from '../wire/codes.ts';
+import { Guest, Links } from './links.ts';
+import { type Item, Mail, readMessage } from './mail.ts';
 import { RedisConnections, type Redis } from './redis.ts';
 import { RedisError, type RedisUrl } from './redis-url.ts';
-import { Tunnels } from './tunnels.ts';
+import type { Script } from './scripts.ts';
 
 /** How often an instance asks whether Redis, and the instances that it has to do with, are there. Milliseconds. */
 export const BEAT_MS = 500;
 /** Beats without an answer, after which the connections to Redis are opened anew. */
 const SILENT_BEATS = 3;
+/** Claims that are put right at once when Redis is back. */
+const BATCH = 500;
 /** What a used token id takes in Redis: 129 bytes, measured on Redis 7.0 with 100,000 of them. */
 const USED_TOKEN_BYTES = 130;
 /** What Redis needs for everything else, with room to spare. */
@@ -30,11 +31,28 @@ const SPARE_MEMORY_BYTES = 64 * 1024 * 1024;
 /** How long a start waits for Redis, in milliseconds. */
 const START_WAIT_MS = 5000;
 
+type Owned = Session | Watch;
+
+/** `instance.number`, never given again: which instance owns something, and which thing of its own it is. */
+const CLAIM = /^[\w-]+\.\d+$/;
+const hash = (jti: string): string =>
+  Buffer.from(Bun.SHA256.hash(jti).buffer).toString('base64url').slice(0, 22);
+
+const ownerOf = (claim: string): string => claim.slice(0, claim.indexOf('.'));
+
+/** A claim of this instance: its key in Redis, and what holds it. */
+interface Claimed {
+  readonly key: string;
+  /** Undefined while Redis is asked for the claim, and from its end until Redis has released it. */
+  what: Owned | undefined;
+}
+
 export class Cluster implements ClusterOfSockets {
-  readonly #directory: Directory;
   readonly #mail: Mail;
-  readonly #guests: Guests;
-  readonly #tunnels: Tunnels;
+  readonly #links: Links;
+  readonly #claims = new Map<string, Claimed>();
+  readonly #claimOf = new WeakMap<Owned, string>();
+  #lastName = 0;
   #isUp = false;
   #isBeating = false;
   #silentBeats = 0;
@@ -56,12 +74,9 @@ export class Cluster implements ClusterOfSockets {
     private readonly log: Log,
     private readonly now: Clock,
   ) {
-    const { answers, connections, sessions, watches } = sockets;
-    this.#directory = new Directory(id, config, redis);
     this.#mail = new Mail(id, redis);
-    this.#guests = new Guests(this.#mail, sessions, watches, now);
-    this.#tunnels = new Tunnels(this.#mail, answers, connections, config.sessionTtlMs, now);
-    this.#mail.onUnheard = (instance) => this.#lose(instance, 'peer_disconnected');
+    this.#links = new Links(this.#mail, sockets, config, now);
+    this.#mail.onUnheard = (instance) => this.#links.lose(instance, 'peer_disconnected');
     redis.onMessage = (json) => this.#hear(json);
     redis.onLost = (reason) => this.#down(reason);
     redis.onReady = () => void this.beat();
@@ -72,14 +87,14 @@ export class Cluster implements ClusterOfSockets {
   }
 
   get tunnels(): number {
-    return this.#tunnels.size;
+    return this.#links.tunnels;
   }
 
   get books(): Record<string, number> {
     return {
-      tunnels: this.#tunnels.size,
-      guests: this.#guests.size,
-      ...this.#directory.books,
+      tunnels: this.#links.tunnels,
+      guests: this.#links.guests,
+      claims: this.#claims.size,
       burnt: this.#burnt,
       waitingBytes: this.#mail.waitingBytes,
     };
@@ -88,59 +103,34 @@ export class Cluster implements ClusterOfSockets {
   // What a socket of this instance asks. Each comes to the error code where the answer is no.
 
   async listen(target: Connection, otc: string): Promise<ErrorCode | undefined> {
-    const { connections, sessions } = this.sockets;
+    const { sessionTtlMs, maxListens } = this.config;
     if (target.session || target.tunnel) return 'already_in_session';
-    if (connections.draining) return 'relay_draining';
-    if (!this.#isUp) return 'relay_unavailable';
-    return this.#directory.claimCode(
-      target,
-      otc,
-      () => {
-        if (connections.draining) return 'relay_draining';
-        if (!this.#isUp) return 'relay_unavailable';
-        sessions.find(otc, this.now());
-        return sessions.open(target, otc, this.now());
-      },
-      ({ controller }) => this.#guests.ended(controller),
-    );
+    const keys = [...this.#codeKeys(target, otc), ...this.#clientKeys('listens', target)];
+    const values = [sessionTtlMs, ...this.#codeLimits, maxListens];
+    return this.#claim('claimCode', keys, values, () => {
+      this.sockets.sessions.find(otc, this.now());
+      return this.sockets.sessions.open(target, otc, this.now());
+    });
+  }
+
+  async watch(watcher: Connection, jti: string): Promise<ErrorCode | undefined> {
+    const keys = [this.#jtiKey(jti), ...this.#clientKeys('watches', watcher)];
+    const values = [WATCH_TTL_MS, this.config.maxWatches];
+    const held = this.sockets.bootstrap.find(jti);
+    const claim = held?.watcher === watcher ? this.#claimOf.get(held) : undefined;
+    const open = () => this.sockets.watches.open(watcher, jti, this.now());
+    return this.#claim('claimWatch', keys, values, open, claim);
   }
 
   async connect(controller: Connection, otc: string): Promise<ErrorCode | undefined> {
     if (controller.session || controller.tunnel) return 'already_in_session';
-    if (!this.#isUp) return 'relay_unavailable';
-    const claim = await this.#directory.findCode(controller, otc);
-    if (!isClaim(claim)) return claim;
-    const refusal = await this.#join(controller, claim);
+    const keys = this.#codeKeys(controller, otc);
+    const claim = await this.#ask('findCode', CLAIM, keys, this.#codeLimits);
+    if (!CLAIM.test(claim)) return claim as ErrorCode;
+    const refusal = (await this.#reach(controller, claim)) as ErrorCode | undefined;
     if (!refusal || refusal === 'relay_unavailable') return refusal;
-    return hideBurned(refusal, await this.#directory.failCode(controller, otc));
-  }
-
-  async #join(controller: Connection, claim: Claim): Promise<ErrorCode | undefined> {
-    if (!this.#isUp) return 'relay_unavailable';
-    if (ownerOf(claim) !== this.id) {
-      return (await this.#tunnels.open(controller, ownerOf(claim), claim)) as ErrorCode;
-    }
-    const session = this.#session(claim);
-    if (!session) return 'otc_not_found';
-    const refusal = this.sockets.sessions.join(controller, session, this.now());
-    if (!refusal) this.#keep(session);
-    return refusal;
-  }
-
-  async watch(watcher: Connection, jti: string): Promise<ErrorCode | undefined> {
-    const { connections, watches } = this.sockets;
-    if (connections.draining) return 'relay_draining';
-    if (!this.#isUp) return 'relay_unavailable';
-    return this.#directory.claimWatch(
-      watcher,
-      jti,
-      () => {
-        if (connections.draining) return 'relay_draining';
-        if (!this.#isUp) return 'relay_unavailable';
-        return watches.open(watcher, jti, this.now());
-      },
-      ({ target }) => this.#guests.ended(target),
-    );
+    const counted = await this.#ask('failCode', /^(?:counted|burned)$/, keys, this.#codeLimits);
+    return hideBurned(refusal, counted === 'burned');
   }
 
   async announce(
@@ -148,61 +138,164 @@ export class Cluster implements ClusterOfSockets {
     jti: string,
     frame: string,
   ): Promise<RejectReason | undefined> {
-    if (!this.#isUp) return 'relay_unavailable';
-    const claim = await this.#directory.burn(target, jti);
-    if (!isClaim(claim)) return claim;
-    if (!this.#isUp) return 'relay_unavailable';
-    if (ownerOf(claim) !== this.id) {
-      return this.#tunnels.open(target, ownerOf(claim), claim, { jti, frame });
-    }
-    const watch = this.#watch(claim);
-    // It was watched when it was burned, and is not any more.
-    if (!watch) return 'watcher_disconnected';
-    return this.sockets.watches.tell(target, watch, frame, this.now());
+    const { maxRefusedInits, maxBurnt } = this.config;
+    const clients = this.#clientKeys('refused-inits', target);
+    const keys = [this.#jtiKey(jti), this.#key('burnt'), ...clients];
+    const values = [hash(jti), BURNT_TTL_MS, maxRefusedInits, maxBurnt];
+    const claim = await this.#ask('burn', CLAIM, keys, values);
+    return CLAIM.test(claim) ? this.#reach(target, claim, jti, frame) : (claim as RejectReason);
   }
 
   closed(connection: Connection): void {
-    this.#tunnels.closed(connection);
+    this.#links.closed(connection);
   }
 
-  // What this instance owns.
-
-  #session(claim: string): Session | undefined {
-    const owned = isClaim(claim) ? this.#directory.owned(claim) : undefined;
-    if (!owned || !('otc' in owned)) return undefined;
-    return this.sockets.sessions.find(owned.otc, this.now()) === owned ? owned : undefined;
+  /** Brings a socket to what a claim stands for: a controller, or a target with its token id and frame. */
+  async #reach(
+    socket: Connection,
+    claim: string,
+    jti?: string,
+    frame = '',
+  ): Promise<RejectReason | undefined> {
+    if (!this.#isUp) return 'relay_unavailable';
+    const owner = ownerOf(claim);
+    if (owner === this.id) return this.#enter(socket, claim, frame);
+    return this.#links.open(socket, owner, this.#newName(), claim, jti, frame);
   }
 
-  #watch(claim: string): Watch | undefined {
-    const owned = isClaim(claim) ? this.#directory.owned(claim) : undefined;
-    if (!owned || 'otc' in owned) return undefined;
-    return this.sockets.watches.find(owned.jti, this.now()) === owned ? owned : undefined;
-  }
-
-  /** How long something may last at most, in milliseconds from now. */
-  #ttlOf(owned: Owned): number {
-    const end = 'otc' in owned ? this.sockets.pairing.lastEndOf(owned) : owned.since + WATCH_TTL_MS;
-    return end - this.now();
-  }
-
-  /** Keeps the claim on a code for as long as its pairing may last. */
-  #keep(session: Session): void {
-    void this.#directory.prolong(session, this.#ttlOf(session)).then((isHeld) => {
-      if (!isHeld) this.#taken(session);
-    });
-  }
-
-  /** Somebody else has claimed it. */
-  #taken(owned: Owned): void {
-    const { answers, sessions, watches } = this.sockets;
-    if ('otc' in owned) {
-      const isHeld = owned.target.session === owned;
-      if (isHeld) {
-        answers.guard(owned.target, () => sessions.lose(owned, 'relay_unavailable', this.now()));
-      }
-    } else {
-      answers.guard(owned.watcher, () => watches.expire(owned, this.now()));
+  /** Joins a peer to the session that a claim stands for or, where it brings a frame, announces it to the watch. */
+  #enter(peer: Peer, claim: string, frame: string): RejectReason | undefined {
+    const { sessions, watches } = this.sockets;
+    const what = this.#claims.get(claim)?.what;
+    const now = this.now();
+    if (frame !== '') {
+      // It was watched when the token was burned, and may not be any more.
+      if (!what || 'otc' in what || !watches.find(what.jti, now)) return 'watcher_disconnected';
+      return watches.tell(peer, what, frame, now);
     }
+    if (!what || !('otc' in what) || !sessions.find(what.otc, now)) return 'otc_not_found';
+    const refusal = sessions.join(peer, what, now);
+    // The pairing may last longer than the wait for it.
+    if (!refusal) this.#update(claim);
+    return refusal;
+  }
+
+  // What this instance has claimed.
+
+  /**
+   * Claims a key for what `open` then returns, unless that is an error code.
+   * @param keys The first is to be claimed.
+   * @param claim A claim that is renewed.
+   */
+  async #claim(
+    script: Script,
+    keys: string[],
+    values: number[],
+    open: () => Owned | ErrorCode,
+    claim = this.#newName(),
+  ): Promise<ErrorCode | undefined> {
+    const refused = this.#refusal;
+    if (refused) return refused;
+    const claimed = this.#claims.get(claim) ?? { key: keys[0] as string, what: undefined };
+    const isRenewed = claimed.what !== undefined;
+    this.#claims.set(claim, claimed);
+    const answer = await this.#ask(script, /^ok$/, keys, [claim, ...values]);
+    const what = answer === 'ok' ? (this.#refusal ?? open()) : (answer as ErrorCode);
+    if (typeof what === 'string') {
+      const mayStand = answer === 'ok' || answer === 'relay_unavailable';
+      // A claim that was to be renewed belongs to a watch that goes on.
+      if (!claimed.what && mayStand) this.#update(claim);
+      else if (!claimed.what) this.#claims.delete(claim);
+      return what;
+    }
+    claimed.what = what;
+    this.#claims.set(claim, claimed);
+    this.#claimOf.set(what, claim);
+    what.onEnd = () => {
+      claimed.what = undefined;
+      this.#update(claim);
+      const guest = 'otc' in what ? what.controller : what.target;
+      if (guest instanceof Guest) guest.end();
+    };
+    // The watch that was to be renewed may have ended meanwhile, which released the claim.
+    if (isRenewed) this.#update(claim);
+    return undefined;
+  }
+
+  get #refusal(): 'relay_draining' | 'relay_unavailable' | undefined {
+    if (this.sockets.connections.draining) return 'relay_draining';
+    return this.#isUp ? undefined : 'relay_unavailable';
+  }
+
+  /** Tells Redis what has become of a claim. Where that fails, it is done when Redis is back. */
+  #update(claim: string): void {
+    this.#updated(claim).catch(() => {});
+  }
+
+  /** Keeps a claim for as long as what holds it may last, or releases it. */
+  async #updated(claim: string): Promise<void> {
+    const claimed = this.#claims.get(claim);
+    if (!claimed) return;
+    const { key, what } = claimed;
+    if (what) {
+      const end = 'otc' in what ? this.sockets.pairing.lastEndOf(what) : what.since + WATCH_TTL_MS;
+      const ttlMs = Math.max(1, Math.ceil(end - this.now()));
+      const isHeld = await this.redis.run('hold', [key], [claim, ttlMs]);
+      if (isHeld === 0 && claimed.what === what) this.#taken(what);
+    } else {
+      await this.redis.run('release', [key], [claim]);
+      if (!claimed.what) this.#claims.delete(claim);
+    }
+  }
+
+  /** Another instance has claimed it. */
+  #taken(what: Owned): void {
+    const { answers, sessions, watches } = this.sockets;
+    if ('otc' in what) {
+      answers.guard(what.target, () => sessions.lose(what, 'relay_unavailable', this.now()));
+    } else {
+      answers.guard(what.watcher, () => watches.expire(what, this.now()));
+    }
+  }
+
+  /** Comes to what a script answers, if that is as expected or an error code, and else to `relay_unavailable`. */
+  async #ask(
+    script: Script,
+    expected: RegExp,
+    keys: string[],
+    values: (string | number)[],
+  ): Promise<string> {
+    if (!this.#isUp) return 'relay_unavailable';
+    const answer = await this.redis.run(script, keys, values).then(String, () => '');
+    return expected.test(answer) || isReason(answer) ? answer : 'relay_unavailable';
+  }
+
+  /** A name for a claim or a link. */
+  #newName(): string {
+    this.#lastName += 1;
+    return `${this.id}.${this.#lastName}`;
+  }
+
+  #key(name: string): string {
+    return this.config.redisPrefix + name;
+  }
+
+  #jtiKey(jti: string): string {
+    return this.#key(`jti:${hash(jti)}`);
+  }
+
+  #codeKeys(peer: Peer, otc: string): string[] {
+    const clients = this.#clientKeys('failed-codes', peer);
+    return [this.#key(`code:${otc}`), this.#key(`failed-on:${otc}`), ...clients];
+  }
+
+  get #codeLimits(): [number, number] {
+    return [this.config.maxFailedCodes, this.config.maxFailedPerCode];
+  }
+
+  /** One key for each network that an attempt of a client counts for. */
+  #clientKeys(limit: string, { client }: Peer): string[] {
+    return networksOf(client).map((network) => this.#key(`${limit}:${network}`));
   }
 
   // What other instances say.
@@ -213,40 +306,29 @@ export class Cluster implements ClusterOfSockets {
       this.log.warn('another program, or another version, sent a message that is not understood');
       return;
     }
-    const [from, content] = message;
+    const [from, items] = message;
     // Whoever says something while this instance is down takes it for one that is up.
     if (!this.#isUp) this.#untold.add(from);
-    else if (content === 'over') this.#lose(from, 'relay_unavailable');
-    else for (const item of content) this.#handle(from, item);
+    else for (const item of items) this.#handle(from, item);
   }
 
   /** A fault of ours ends the one socket that it happened on. */
-  #handle(from: string, [end, what]: Item): void {
+  #handle(from: string, item: Item): void {
     try {
-      if (end === 'socket') this.#tunnels.hear(from, what);
-      else if (what[0] === 'connect') this.#admit(from, what);
-      else if (what[0] === 'announce') {
-        const [, link, frame, claim, client] = what;
-        this.#guests.announce(from, link, client, frame, this.#watch(claim));
-      } else this.#guests.hear(from, what);
+      if (item[0] === 'over') this.#links.lose(from, 'relay_unavailable');
+      else if (item[0] === 'open') this.#admit(from, item);
+      else this.#links.hear(from, item);
     } catch (error) {
-      const link = what[1];
-      const peer = this.#guests.find(from, link) ?? this.#tunnels.find(from, link)?.connection;
-      this.sockets.answers.failed(peer, error);
+      this.sockets.answers.failed(this.#links.find(from, item[1])?.peer, error);
     }
   }
 
-  #admit(from: string, [, link, claim, client]: Extract<ToOwner, ['connect', ...unknown[]]>): void {
-    const session = this.#session(claim);
-    const isJoining = session && !session.controller;
-    this.#guests.connect(from, link, client, session);
-    if (isJoining) this.#keep(session);
-  }
-
-  /** Everything with an instance is over. */
-  #lose(instance: string, why: 'relay_unavailable' | 'peer_disconnected'): void {
-    this.#guests.lose(instance, why);
-    this.#tunnels.lose(instance, why);
+  #admit(from: string, [, link, frame, claim, client]: Extract<Item, ['open', ...string[]]>): void {
+    const guest = this.#links.admit(from, link, client);
+    if (!guest) return;
+    const refusal = this.#enter(guest, claim, frame);
+    if (refusal) guest.end(refusal);
+    else guest.say('opened');
   }
 
   // Whether Redis is in reach.
@@ -255,22 +337,18 @@ export class Cluster implements ClusterOfSockets {
   async beat(): Promise<void> {
     if (this.#isBeating) return;
     this.#isBeating = true;
-    this.#tunnels.beat();
+    this.#links.beat();
     try {
-      const others = new Set([...this.#guests.instances, ...this.#tunnels.instances]);
-      const { redisPrefix } = this.config;
+      const keys = [this.#key('probe'), this.#key('burnt')];
+      const instances = [this.id, ...this.#links.instances];
       const [answer] = await Promise.all([
-        this.redis.run(
-          'beat',
-          [`${redisPrefix}probe`, `${redisPrefix}burnt`],
-          [this.id, ...others],
-        ),
+        this.redis.run('beat', keys, instances),
         this.redis.ping(),
       ]);
       const [, burnt, ...absent] = answer as [number, number, ...string[]];
       this.#burnt = burnt;
       if (absent.includes(this.id)) throw new Error('it does not know this instance any more');
-      for (const instance of absent) this.#lose(instance, 'peer_disconnected');
+      for (const instance of absent) this.#links.lose(instance, 'peer_disconnected');
       this.#silentBeats = 0;
       if (!this.#isUp) await this.#up();
     } catch (error) {
@@ -281,10 +359,13 @@ export class Cluster implements ClusterOfSockets {
     this.#isBeating = false;
   }
 
+  /** Puts right what Redis knows of this instance: it may know too much, or have come back empty. */
   async #up(): Promise<void> {
-    const taken = await this.#directory.renew((owned) => this.#ttlOf(owned));
-    for (const owned of taken) this.#taken(owned);
-    for (const instance of this.#untold) this.#mail.tellOver(instance);
+    const claims = [...this.#claims.keys()];
+    while (claims.length > 0) {
+      await Promise.all(claims.splice(0, BATCH).map((claim) => this.#updated(claim)));
+    }
+    for (const instance of this.#untold) this.#mail.send(instance, ['over', '', '', 0]);
     this.#untold.clear();
     this.#isUp = true;
     this.onUp();
@@ -301,9 +382,9 @@ export class Cluster implements ClusterOfSockets {
     }
     if (!this.#isUp) return;
     this.#isUp = false;
-    for (const instance of new Set([...this.#guests.instances, ...this.#tunnels.instances])) {
+    for (const instance of this.#links.instances) {
       this.#untold.add(instance);
-      this.#lose(instance, 'relay_unavailable');
+      this.#links.lose(instance, 'relay_unavailable');
     }
   }
 

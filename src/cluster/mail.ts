@@ -3,7 +3,6 @@
  * together with the subscriber's connection, which the subscriber notices. So nothing is numbered or acknowledged.
  */
 import * as z from 'zod/mini';
-import { closes } from '../wire/codes.ts';
 import type { Redis } from './redis.ts';
 
 /** Bytes that may wait in this process for Redis, of all clients together. */
@@ -11,41 +10,30 @@ const MAX_WAITING_BYTES = 64 * 1024 * 1024;
 /** What an item counts for beside its text. */
 const ITEM_BYTES = 64;
 
-/** The number of a tunnel. Its instance gives each one a number of its own, and never the same again. */
-const link = z.int();
 const text = z.string();
-
-/** To the owner of a session or a watch, from the instance of a socket. */
-const toOwner = z.union([
-  z.tuple([z.literal('data'), link, text, z.int()]),
-  z.tuple([z.literal('connect'), link, text, text]),
-  z.tuple([z.literal('announce'), link, text, text, text]),
-  z.tuple([z.literal('done'), link]),
-  z.tuple([z.literal('abort'), link, z.enum(['slow_consumer', 'session_data_limit'])]),
-  z.tuple([z.literal('gone'), link]),
-]);
-/** To the instance of a socket, from the owner. */
-const toSocket = z.union([
-  z.tuple([z.literal('frame'), link, text]),
-  z.tuple([z.literal('opened'), link]),
-  z.tuple([z.literal('refused'), link, text]),
-  z.tuple([z.literal('close'), link, z.enum(Object.keys(closes) as [keyof typeof closes])]),
-  z.tuple([z.literal('ended'), link, z.int()]),
-]);
-export type ToOwner = z.infer<typeof toOwner>;
-export type ToSocket = z.infer<typeof toSocket>;
-
-/** Who says it, to which end of which tunnel, in order; or that everything between the two instances is over. */
-const message = z.tuple([
-  text,
-  z.union([
-    z.literal('over'),
-    z.array(
-      z.union([z.tuple([z.literal('owner'), toOwner]), z.tuple([z.literal('socket'), toSocket])]),
-    ),
+const item = z.union([
+  // A socket wants to get to what a claim stands for: the link, its announcement if it is for a watch (else empty), the
+  // claim, and whom limits count the socket for.
+  z.tuple([z.literal('open'), text, text, text, text]),
+  z.tuple([
+    z.enum([
+      'frame', // a frame, and the bytes that it came as
+      'opened', // the owner has let the socket in
+      'done', // the client said that it is through
+      'close', // the reason for which both ends, or the socket at the other end, are to be closed
+      'end', // nothing more comes: the error code if the owner refused, and the number of frames that it got
+      'over', // everything between the two instances has ended (the link is empty)
+    ]),
+    text, // the link
+    text,
+    z.int(),
   ]),
 ]);
-export type Item = ['owner', ToOwner] | ['socket', ToSocket];
+export type Item = z.infer<typeof item>;
+export type Word = Exclude<Item[0], 'open'>;
+
+/** The instance that says it, and what it says, in order. */
+const message = z.tuple([text, z.array(item)]);
 
 /** Reads a message of another instance; undefined where it is none. */
 export function readMessage(json: string): z.infer<typeof message> | undefined {
@@ -57,8 +45,8 @@ export function readMessage(json: string): z.infer<typeof message> | undefined {
 }
 
 export class Mail {
-  /** What is still to be said, by instance. Ends come last, behind the last frames to those whom they concern. */
-  readonly #outboxes = new Map<string, { items: Item[]; ends: Item[]; bytes: number }>();
+  /** What is still to be said, by instance. */
+  readonly #outboxes = new Map<string, { items: Item[]; bytes: number }>();
   readonly #underWay = new Set<Promise<void>>();
   #waitingBytes = 0;
   /** Told when an instance does not hear what it is told. */
@@ -77,18 +65,17 @@ export class Mail {
    * Says something to an instance at the end of this turn of the loop, in one message with all that is said till then.
    * @returns False where too much waits for Redis to carry one more frame. What is not a frame is always taken.
    */
-  send(to: string, item: Item): boolean {
-    const [kind, , content] = item[1];
-    const bytes = ITEM_BYTES + (typeof content === 'string' ? content.length : 0);
-    const isFrame = kind === 'data' || kind === 'frame' || kind === 'announce';
+  send(to: string, what: Item): boolean {
+    const bytes = ITEM_BYTES + what[2].length;
+    const isFrame = what[0] === 'frame' || what[0] === 'open';
     if (isFrame && this.#waitingBytes + bytes > MAX_WAITING_BYTES) return false;
     let outbox = this.#outboxes.get(to);
     if (!outbox) {
-      outbox = { items: [], ends: [], bytes: 0 };
+      outbox = { items: [], bytes: 0 };
       this.#outboxes.set(to, outbox);
       setImmediate(() => this.#flush(to));
     }
-    (kind === 'ended' ? outbox.ends : outbox.items).push(item);
+    outbox.items.push(what);
     outbox.bytes += bytes;
     this.#waitingBytes += bytes;
     return true;
@@ -98,23 +85,14 @@ export class Mail {
     const outbox = this.#outboxes.get(to);
     if (!outbox) return;
     this.#outboxes.delete(to);
-    this.#publish(to, [...outbox.items, ...outbox.ends], outbox.bytes);
-  }
-
-  /** Tells an instance that everything between it and this one is over. */
-  tellOver(to: string): void {
-    this.#publish(to, 'over', 0);
-  }
-
-  #publish(to: string, content: Item[] | 'over', bytes: number): void {
     const sending = this.redis
-      .run('publish', [], [to, JSON.stringify([this.id, content])])
+      .run('publish', [], [to, JSON.stringify([this.id, outbox.items])])
       .then((heard) => {
         if (heard === 0) this.onUnheard(to);
       })
       .catch(() => {}) // Redis is out of reach then, which ends everything with every instance.
       .finally(() => {
-        this.#waitingBytes -= bytes;
+        this.#waitingBytes -= outbox.bytes;
         this.#underWay.delete(sending);
       });
     this.#underWay.add(sending);

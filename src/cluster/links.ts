@@ -1,0 +1,315 @@
+/**
+ * A link joins a socket of one instance to a session or a watch that another instance owns. Its end at the socket's
+ * instance is a tunnel, which passes frames on and knows no rules. Its end at the owner's instance is a guest, which is
+ * a peer like any other, except that what is sent to it goes to the tunnel.
+ */
+import { WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
+import type { Config } from '../config.ts';
+import type { Clock, Connection, Tunnel as SocketTunnel } from '../connection.ts';
+import type { Peer, Session, Watch } from '../peer.ts';
+import type { Sockets } from '../socket.ts';
+import { closes, type CloseReason, isReason, type RejectReason } from '../wire/codes.ts';
+import type { Item, Mail, Word } from './mail.ts';
+
+/** How long an owner has to answer, in milliseconds. It is looked at with each beat of the cluster. */
+const ANSWER_MS = 2000;
+/** How much later than the owner's sweeper a tunnel ends by itself, in milliseconds: then the owner hangs. */
+const MARGIN_MS = 5000;
+
+/** Why everything with an instance has ended: Redis is out of reach, or the instance has gone. */
+export type Loss = 'relay_unavailable' | 'peer_disconnected';
+
+const isCloseReason = (text: string): text is CloseReason => Object.hasOwn(closes, text);
+
+abstract class End {
+  /** When it is given up if nothing is heard until then. */
+  deadline = Infinity;
+  /** Who is closed when something fails here. */
+  abstract readonly peer: Peer;
+
+  /**
+   * @param instance The instance at the other end.
+   * @param link Its name, which is never given again.
+   */
+  constructor(
+    protected readonly links: Links,
+    readonly instance: string,
+    readonly link: string,
+  ) {}
+
+  say(word: Word, text = '', count = 0): boolean {
+    return this.links.mail.send(this.instance, [word, this.link, text, count]);
+  }
+
+  /** Hears what the other end says. */
+  abstract hear(word: Word, text: string, count: number): void;
+
+  /** The other end is out of reach. */
+  abstract lose(why: Loss): void;
+}
+
+export class Guest extends End implements Peer {
+  readonly peer = this;
+  readonly isLocal = false;
+  readonly isBusy = true;
+  idleSince = 0;
+  session: Session | undefined = undefined;
+  watches: Set<Watch> | undefined = undefined;
+  announced: Set<Watch> | undefined = undefined;
+  #received = 0;
+
+  constructor(
+    links: Links,
+    instance: string,
+    link: string,
+    readonly client: string,
+  ) {
+    super(links, instance, link);
+  }
+
+  trySend(frame: string): boolean {
+    return this.say('frame', frame);
+  }
+
+  send(frame: string): boolean {
+    const isSent = this.trySend(frame);
+    if (!isSent) this.close('slow_consumer');
+    return isSent;
+  }
+
+  close(reason: CloseReason): void {
+    this.say('close', reason);
+  }
+
+  // Bun's topics do not reach it.
+  publish(): boolean {
+    return false;
+  }
+  noteBacklog(): void {}
+  subscribe(): void {}
+  unsubscribe(): void {}
+
+  hear(word: Word, text: string, count: number): void {
+    const { sessions } = this.links.sockets;
+    const now = this.links.now();
+    if (word === 'frame' || word === 'done') this.#received += 1;
+    if (word === 'frame') sessions.forward(this, text, count, now);
+    else if (word === 'done') sessions.done(this, now);
+    else if (word === 'end') this.lose('peer_disconnected');
+    else if (word === 'close' && text === 'session_data_limit') sessions.overLimit(this, now);
+    else if (word === 'close' && this.session && isCloseReason(text)) {
+      sessions.abort(this.session, text, now);
+    }
+  }
+
+  lose(why: Loss): void {
+    const { sessions, watches } = this.links.sockets;
+    sessions.leave(this, why, this.links.now());
+    watches.leave(this, 'watcher_disconnected', this.links.now());
+    this.end();
+  }
+
+  /** What it was here for has ended, or does not take it in. */
+  end(refusal = ''): void {
+    if (!this.links.remove(this)) return;
+    const received = this.#received;
+    // A session ends before its last frames are sent, and those go first.
+    queueMicrotask(() => this.say('end', refusal, received));
+  }
+}
+
+class Tunnel extends End implements SocketTunnel {
+  /** Resolves when the owner has answered, with the error code if it refused. */
+  answer = Promise.withResolvers<RejectReason | undefined>();
+  #isOpen = false;
+  /** Whether the owner was asked something and has not answered yet. */
+  #isAsked = true;
+  /** Frames that the socket sent. */
+  #sent = 0;
+
+  /** @param jti The token id that was announced; undefined for a session. */
+  constructor(
+    links: Links,
+    instance: string,
+    link: string,
+    readonly peer: Connection,
+    private readonly jti: string | undefined,
+  ) {
+    super(links, instance, link);
+    this.deadline = links.now() + ANSWER_MS;
+    (peer.tunnels ??= new Set()).add(this);
+  }
+
+  forward(frame: string, bytes: number): void {
+    this.#sent += 1;
+    this.#isActive();
+    if (!this.say('frame', frame, bytes)) this.#tooSlow();
+  }
+
+  /** Resolves when the owner has ended the session: only then may the socket's next frame find the code free. */
+  done(): Promise<undefined> {
+    this.#sent += 1;
+    this.#ask('done');
+    return this.answer.promise as Promise<undefined>;
+  }
+
+  abort(why: 'session_data_limit'): void {
+    this.#ask('close', why);
+  }
+
+  #ask(word: Word, text?: string): void {
+    this.answer = Promise.withResolvers();
+    this.#isAsked = true;
+    this.deadline = this.links.now() + ANSWER_MS;
+    this.say(word, text);
+  }
+
+  /** A frame went either way. */
+  #isActive(): void {
+    if (this.#isAsked) return;
+    const ttlMs = this.jti === undefined ? this.links.config.sessionTtlMs : WATCH_TTL_MS;
+    this.deadline = this.links.now() + ttlMs + MARGIN_MS;
+  }
+
+  hear(word: Word, text: string, count: number): void {
+    const { peer } = this;
+    if (word === 'opened') {
+      this.#isOpen = true;
+      this.#isAsked = false;
+      this.#isActive();
+      if (this.jti === undefined) peer.tunnel = this;
+      this.answer.resolve(undefined);
+    } else if (word === 'frame') {
+      this.#isActive();
+      if (!peer.trySend(text)) this.#tooSlow();
+    } else if (word === 'close' && isCloseReason(text)) {
+      peer.close(text);
+    } else if (word === 'end') {
+      this.leave(text === '' ? undefined : isReason(text) ? text : 'relay_unavailable');
+      // Frames that the owner did not hear any more are answered as on one instance.
+      for (let late = this.#sent - count; late > 0 && !peer.isClosed; late -= 1) {
+        this.links.sockets.answers.refuse(peer, 'no_session');
+      }
+    }
+  }
+
+  /** One of the two sides does not read. Both are closed. */
+  #tooSlow(): void {
+    this.say('close', 'slow_consumer');
+    this.leave();
+    this.peer.close('slow_consumer');
+  }
+
+  lose(why: Loss): void {
+    const { answers } = this.links.sockets;
+    // A socket that was never let in is told by the answer to its question.
+    this.leave(this.#isOpen ? undefined : 'relay_unavailable');
+    if (!this.#isOpen) return;
+    if (this.jti === undefined) return answers.refuse(this.peer, why);
+    const isAlone = why === 'peer_disconnected';
+    answers.reject(this.peer, this.jti, isAlone ? 'watcher_disconnected' : why);
+  }
+
+  /** Its socket may go on without it. */
+  leave(refusal?: RejectReason): void {
+    const { peer, links } = this;
+    links.remove(this);
+    peer.tunnels?.delete(this);
+    if (peer.tunnel === this) peer.tunnel = undefined;
+    links.sockets.connections.settle(peer, links.now());
+    this.answer.resolve(refusal);
+  }
+}
+
+export class Links {
+  /** Every end of a link at this instance, by link. */
+  readonly #ends = new Map<string, End>();
+
+  constructor(
+    readonly mail: Mail,
+    readonly sockets: Sockets,
+    readonly config: Config,
+    readonly now: Clock,
+  ) {}
+
+  get guests(): number {
+    return this.#ends.values().reduce((sum, end) => sum + Number(end instanceof Guest), 0);
+  }
+
+  get tunnels(): number {
+    return this.#ends.size - this.guests;
+  }
+
+  /** The instances at the other ends. */
+  get instances(): Set<string> {
+    return new Set(this.#ends.values().map(({ instance }) => instance));
+  }
+
+  find(instance: string, link: string): End | undefined {
+    const end = this.#ends.get(link);
+    return end?.instance === instance ? end : undefined;
+  }
+
+  /** Returns false where it was not there. */
+  remove(end: End): boolean {
+    return this.#ends.delete(end.link);
+  }
+
+  /** Takes in a guest, which is told by the caller whether it may stay. None where the link is there already. */
+  admit(instance: string, link: string, client: string): Guest | undefined {
+    if (this.#ends.has(link)) return undefined;
+    const guest = new Guest(this, instance, link, client);
+    this.#ends.set(link, guest);
+    return guest;
+  }
+
+  /**
+   * Asks the owner of a claim to let a socket in: a controller into a session, or a target to a watch, with its token id
+   * and its frame. Comes to the error code where the owner refuses.
+   */
+  open(
+    socket: Connection,
+    owner: string,
+    link: string,
+    claim: string,
+    jti?: string,
+    frame = '',
+  ): Promise<RejectReason | undefined> {
+    const tunnel = new Tunnel(this, owner, link, socket, jti);
+    this.#ends.set(link, tunnel);
+    this.sockets.connections.settle(socket, this.now());
+    const isSent = this.mail.send(owner, ['open', link, frame, claim, socket.client]);
+    if (!isSent) tunnel.leave('relay_unavailable');
+    return tunnel.answer.promise;
+  }
+
+  /** A socket has closed. */
+  closed({ tunnels }: Connection): void {
+    for (const tunnel of (tunnels ?? []) as Iterable<Tunnel>) {
+      tunnel.say('end');
+      tunnel.leave();
+    }
+  }
+
+  hear(from: string, [word, link, text, count]: Exclude<Item, ['open', ...unknown[]]>): void {
+    const end = this.find(from, link);
+    if (end) end.hear(word, text, count);
+    // The tunnel gave up waiting for this, and the owner may not know.
+    else if (word === 'opened') this.mail.send(from, ['end', link, '', 0]);
+  }
+
+  /** Gives up what has heard nothing for too long. Goes through all, which takes 0.2 ms for 10,000. */
+  beat(): void {
+    const now = this.now();
+    for (const end of this.#ends.values()) {
+      if (now < end.deadline) continue;
+      end.say('end');
+      end.lose('relay_unavailable');
+    }
+  }
+
+  /** Everything with an instance is over. */
+  lose(instance: string, why: Loss): void {
+    for (const end of this.#ends.values()) if (end.instance === instance) end.lose(why);
+  }
+}
