@@ -181,7 +181,7 @@ test.each([
 });
 
 test('TLS to Redis sends the server name, unless the host is an address', () => {
-  const tls = (url: string) => readEnvironment({ REDIS_URL: url }).redisUrl?.tls;
+  const tls = (url: string) => readEnvironment({ REDIS_URL: url }).redisUrl?.options.tls;
   expect(tls('rediss://redis.example.com')).toEqual({ servername: 'redis.example.com' });
   expect(tls('rediss://10.0.0.1')).toEqual({});
   expect(tls('rediss://[::1]')).toEqual({});

@@ -4,7 +4,7 @@
  * the same story.
  */
 import { BEAT_MS, Cluster } from '../src/cluster/cluster.ts';
-import type { Redis } from '../src/cluster/redis.ts';
+import { type Redis, SILENCE_MS } from '../src/cluster/redis.ts';
 import { type Config, readOptions } from '../src/config.ts';
 import { Connection } from '../src/connection.ts';
 import { type Script, TIMELESS } from '../src/cluster/scripts.ts';
@@ -136,7 +136,8 @@ export class ModelRedis {
         ) {
           return 'rate_limited';
         }
-        if (this.#spent(two, d, now) || this.#held(one, now)) {
+        const other = this.#held(one, now);
+        if (this.#spent(two, d, now) || (other && other !== a)) {
           this.#failed(two, clients, c, d, now);
           return 'otc_in_use';
         }
@@ -279,10 +280,6 @@ class SimulatedRedis implements Redis {
     this.connect();
   }
 
-  reconnect(): void {
-    this.cut();
-  }
-
   close(): void {
     this.isDead = true;
     this.cut();
@@ -291,11 +288,9 @@ class SimulatedRedis implements Redis {
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
     const { world, redis } = this.#network;
     const deadline = TIMELESS.has(script) ? Infinity : world.now + COMMAND_TIMEOUT_MS;
+    // The other connection answers, too.
+    if (script === 'beat') await this.#send(() => {});
     return this.#send(() => redis.run(script, keys, values, world.now, deadline));
-  }
-
-  async ping(): Promise<void> {
-    await this.#send(() => {});
   }
 
   async #send<T>(command: () => T): Promise<T> {
@@ -308,6 +303,7 @@ class SimulatedRedis implements Redis {
       };
       this.#pending.add(fail);
       const life = this.#life;
+      let isAnswered = false;
       world.after(this.#network.arrival(this.#toRedis), () => {
         // Commands on a connection that was cut may still have got through, up to one of them.
         if (life !== this.#life && (this.#ended.has(life) || world.random() < 0.5)) {
@@ -316,8 +312,12 @@ class SimulatedRedis implements Redis {
         }
         const answer = command();
         world.after(this.#network.arrival(this.#fromRedis), () => {
+          isAnswered = true;
           if (life === this.#life && !this.isDead && settle()) resolve(answer);
         });
+      });
+      world.after(SILENCE_MS, () => {
+        if (!isAnswered && life === this.#life) this.cut();
       });
       world.after(COMMAND_TIMEOUT_MS, () => {
         if (this.#pending.has(fail)) fail(this.#lost('Command timed out'));

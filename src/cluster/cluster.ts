@@ -20,8 +20,6 @@ import type { Script } from './scripts.ts';
 
 /** How often an instance asks whether Redis, and the instances that it has to do with, are there. Milliseconds. */
 export const BEAT_MS = 500;
-/** Beats without an answer, after which the connections to Redis are opened anew. */
-const SILENT_BEATS = 3;
 /** Claims that are put right at once when Redis is back. */
 const BATCH = 500;
 /** What a used token id takes in Redis: 129 bytes, measured on Redis 7.0 with 100,000 of them. */
@@ -55,7 +53,6 @@ export class Cluster implements ClusterOfSockets {
   #lastName = 0;
   #isUp = false;
   #isBeating = false;
-  #silentBeats = 0;
   /** Used token ids in Redis, as of the last beat. */
   #burnt = 0;
   /** Instances with which everything ended when Redis went out of reach, and that may not know. */
@@ -341,20 +338,14 @@ export class Cluster implements ClusterOfSockets {
     try {
       const keys = [this.#key('probe'), this.#key('burnt')];
       const instances = [this.id, ...this.#links.instances];
-      const [answer] = await Promise.all([
-        this.redis.run('beat', keys, instances),
-        this.redis.ping(),
-      ]);
+      const answer = await this.redis.run('beat', keys, instances);
       const [, burnt, ...absent] = answer as [number, number, ...string[]];
       this.#burnt = burnt;
       if (absent.includes(this.id)) throw new Error('it does not know this instance any more');
       for (const instance of absent) this.#links.lose(instance, 'peer_disconnected');
-      this.#silentBeats = 0;
       if (!this.#isUp) await this.#up();
     } catch (error) {
       this.#down((error as Error).message);
-      this.#silentBeats += 1;
-      if (this.#silentBeats % SILENT_BEATS === 0) this.redis.reconnect();
     }
     this.#isBeating = false;
   }
@@ -434,16 +425,16 @@ export async function joinCluster(
 
 /** Warns where Redis may forget used token ids, or can't hold as many as it is to. */
 async function warnOfMemory(redis: RedisConnections, config: Config, log: Log): Promise<void> {
-  const { limit, policy } = await redis.memory().catch(() => ({ limit: 0, policy: '' }));
-  if (limit === 0) return;
+  const info = await redis.memory().catch(() => '');
+  const maxmemory = Number(/^maxmemory:(\d+)/m.exec(info)?.[1] ?? 0);
+  const policy = /^maxmemory_policy:(\S+)/m.exec(info)?.[1];
+  if (maxmemory === 0) return;
   if (policy !== 'noeviction') {
     log.warn('Redis may forget used tokens: set its maxmemory-policy to noeviction', { policy });
   }
   const needed = config.maxBurnt * USED_TOKEN_BYTES + SPARE_MEMORY_BYTES;
-  if (limit < needed) {
-    log.warn('Redis has less memory than AMESH_MAX_BURNT may need: raise its maxmemory', {
-      maxmemory: limit,
-      needed,
-    });
+  if (maxmemory < needed) {
+    const problem = 'Redis has less memory than AMESH_MAX_BURNT may need: raise its maxmemory';
+    log.warn(problem, { maxmemory, needed });
   }
 }

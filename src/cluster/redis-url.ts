@@ -12,12 +12,59 @@ export class RedisError extends Error {
 export const REDIS_URL_FORM =
   'redis://[user:password@]host[:port][/database], or rediss:// for TLS';
 
+/** Characters that end the part of a URL in which a password stands, each as it is written inside of one. */
+const ENCODED = '# as %23, / as %2F, ? as %3F, @ as %40, % as %25';
+
+/** What can be wrong with a Redis URL, told without its secrets. The first that is found counts. */
+const problems: [RegExp, string][] = [
+  [/^["'`].*["'`]$/, 'it stands in quotes; leave them out'],
+  [
+    /^(?:\/|unix:|rediss?:\/\/\/)/i,
+    'a unix socket cannot be used; give the host and port on which Redis listens',
+  ],
+  [/^(?![a-z][a-z0-9+.-]*:\/\/)/i, 'it does not begin with redis:// or rediss://'],
+  [
+    /^[^:]*sentinel/i,
+    'Sentinel is not supported; give the address of the primary, or of a proxy that follows it',
+  ],
+  [/^(?!rediss?:)([^:]*)/i, 'its scheme is $1; write redis://, or rediss:// for TLS'],
+  // With an unencoded / # or ? in the password, the part up to it is taken for the host.
+  [
+    /\/\/[^/?#]*[/?#].*@/,
+    `the user or the password holds a character that must be encoded: ${ENCODED}`,
+  ],
+  [/\/\/(?:[?#]|$)/, 'it names no host'],
+  [/\?/, 'it has a query (from ? on), which is not supported; leave it out'],
+  [/#/, 'it has a fragment (from # on); leave it out, or write # as %23'],
+  [/\/\/.*\/(?!\d{0,4}$)/, 'what follows the host is not the number of a database, such as /0'],
+];
+
+function problemOf(text: string): string | undefined {
+  for (const [pattern, problem] of problems) {
+    const match = pattern.exec(text);
+    if (match) return problem.replace('$1', match[1] ?? '');
+  }
+  if (!URL.canParse(text)) {
+    // Neither part of a password nor of an IPv6 address.
+    const hasOddPort = /:(?!\d{1,4}(?:\/|$))[^:@\]]*$/.test(text);
+    return hasOddPort
+      ? 'its port is not a number from 0 to 65535'
+      : `its host is not a name or an address (in a user or password, write ${ENCODED})`;
+  }
+  try {
+    decodeURIComponent(text);
+    return undefined;
+  } catch {
+    return 'the user or the password holds a % that must be encoded: % as %25';
+  }
+}
+
 /** A Redis URL that shows user and password to nobody who only prints it. */
 export class RedisUrl {
   readonly #url: URL;
 
-  private constructor(url: URL) {
-    this.#url = url;
+  private constructor(text: string) {
+    this.#url = new URL(text);
   }
 
   /**
@@ -27,99 +74,42 @@ export class RedisUrl {
    */
   static parse(text: string): RedisUrl | string {
     const problem = problemOf(text);
-    if (problem === undefined) return new RedisUrl(new URL(text));
+    if (problem === undefined) return new RedisUrl(text);
     return `not accepted, since ${problem}; expected ${REDIS_URL_FORM}`;
   }
 
-  /** A name or an address; an IPv6 address without brackets. */
-  get host(): string {
-    return bare(this.#url.hostname);
+  /** The URL as ioredis takes it. */
+  get options() {
+    const { protocol, hostname, port, pathname, username, password } = this.#url;
+    const host = hostname.replaceAll(/^\[|\]$/g, '');
+    return {
+      host,
+      port: Number(port || 6379),
+      db: Number(pathname.slice(1)),
+      ...(username && { username: decodeURIComponent(username) }),
+      ...(password && { password: decodeURIComponent(password) }),
+      // An address is no server name: RFC 6066, section 3.
+      ...(protocol === 'rediss:' && { tls: ipaddr.isValid(host) ? {} : { servername: host } }),
+    };
   }
 
-  get port(): number {
-    return Number(this.#url.port || 6379);
-  }
-
-  get database(): number {
-    return Number(this.#url.pathname.slice(1));
-  }
-
-  get isTls(): boolean {
-    return this.#url.protocol === 'rediss:';
-  }
-
-  /** What ioredis takes as `tls`; undefined without TLS. An address has no server name: RFC 6066, section 3. */
-  get tls(): { servername?: string } | undefined {
-    if (!this.isTls) return undefined;
-    return ipaddr.isValid(this.host) ? {} : { servername: this.host };
-  }
-
-  get username(): string {
-    return decodeURIComponent(this.#url.username);
-  }
-
-  get password(): string {
-    return decodeURIComponent(this.#url.password);
+  /** Takes user and password out of a text. */
+  redact(text: string): string {
+    const { username, password } = this.options;
+    let said = text;
+    for (const secret of [password, username]) if (secret) said = said.replaceAll(secret, '***');
+    return said;
   }
 
   /** Without user and password. */
   toString(): string {
-    return `${this.#url.protocol}//${this.#url.hostname}:${this.port}/${this.database}`;
+    const { port, db } = this.options;
+    return `${this.#url.protocol}//${this.#url.hostname}:${port}/${db}`;
   }
 
   toJSON(): string {
     return this.toString();
   }
-}
-
-const bare = (hostname: string): string => hostname.replaceAll(/^\[|\]$/g, '');
-
-/** Characters that end the part of a URL in which a password stands, each as it is written inside of one. */
-const ENCODED = { '#': '%23', '/': '%2F', '?': '%3F', '@': '%40', '%': '%25' };
-const encodeThem = Object.entries(ENCODED)
-  .map(([plain, encoded]) => `${plain} as ${encoded}`)
-  .join(', ');
-
-/** What is wrong with a Redis URL, as a sentence without its secrets; undefined if nothing is. */
-function problemOf(text: string): string | undefined {
-  if (/^["'`].*["'`]$/.test(text)) return 'it stands in quotes; leave them out';
-  const scheme = /^([a-z][a-z0-9+.-]*):\/\//i.exec(text)?.[1]?.toLowerCase();
-  if (text.startsWith('/') || scheme === 'unix' || /^rediss?:\/\/\//i.test(text)) {
-    return 'a unix socket cannot be used; give the host and port on which Redis listens';
-  }
-  if (scheme === undefined) return `it does not begin with redis:// or rediss://`;
-  if (scheme.includes('sentinel')) {
-    return 'Sentinel is not supported; give the address of the primary, or of a proxy that follows it';
-  }
-  if (scheme !== 'redis' && scheme !== 'rediss') {
-    return `its scheme is ${scheme}; write redis://, or rediss:// for TLS`;
-  }
-  // With an unencoded / # or ? in the password, the part up to it is taken for the host.
-  const [authority = ''] = text.slice(scheme.length + 3).split(/[/?#]/, 1);
-  const rest = text.slice(scheme.length + 3 + authority.length);
-  if (rest.includes('@')) {
-    return `the user or the password holds a character that must be encoded: ${encodeThem}`;
-  }
-  const url = URL.parse(text);
-  if (url === null) {
-    const at = authority.lastIndexOf('@');
-    const port = /:([^:\]]*)$/.exec(authority.slice(at + 1))?.[1];
-    return port !== undefined && !/^\d{1,4}$/.test(port)
-      ? 'its port is not a number from 0 to 65535'
-      : `its host is not a name or an address (in a user or password, write ${encodeThem})`;
-  }
-  if (url.hostname === '') return 'it names no host';
-  if (url.search !== '') return 'it has a query (from ? on), which is not supported; leave it out';
-  if (url.hash !== '') return 'it has a fragment (from # on); leave it out, or write # as %23';
-  if (!/^(?:\/\d{0,4})?$/.test(url.pathname)) {
-    return 'what follows the host is not the number of a database, such as /0';
-  }
-  try {
-    decodeURIComponent(url.username + url.password);
-  } catch {
-    return 'the user or the password holds a % that must be encoded: % as %25';
-  }
-  return undefined;
 }
 
 /**

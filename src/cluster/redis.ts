@@ -5,17 +5,18 @@ import { type Script, sources, TIMELESS } from './scripts.ts';
 
 /** How long a command may take, in milliseconds; then Redis counts as out of reach. */
 const COMMAND_TIMEOUT_MS = 1000;
+/** How long Redis may leave a command unanswered, in milliseconds, until the connection is opened anew. */
+export const SILENCE_MS = 3000;
 const CONNECT_TIMEOUT_MS = 2000;
 const RETRY_MS = 250;
 
 /** What the cluster needs of Redis, so that the simulation of the tests can stand in for it. */
 export interface Redis {
-  /** Runs a script. Rejects where no answer came in time; Redis does not run it later either. */
+  /**
+   * Runs a script; with `beat`, the connection that hears messages has to answer, too. Rejects where no answer came in
+   * time; Redis does not run it later either.
+   */
   run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown>;
-  /** Resolves when the connection that hears messages has answered. */
-  ping(): Promise<unknown>;
-  /** Opens both connections anew. */
-  reconnect(): void;
   close(): void;
   /** Both connections are open, for the first time or again. */
   onReady: () => void;
@@ -25,7 +26,7 @@ export interface Redis {
 }
 
 /** Messages of the library that say only that something went wrong before. */
-const FOLLOWS = /^(?:Connection is closed|Stream isn't|Command timed out)/;
+const FOLLOWS = /^(?:Connection is closed|Stream isn't|Command timed out|Socket timeout)/;
 
 export class RedisConnections implements Redis {
   onReady: () => void = () => {};
@@ -33,9 +34,10 @@ export class RedisConnections implements Redis {
   onLost: (reason: string) => void = () => {};
   readonly #commands: Client;
   readonly #subscriber: Client;
+  /** Those of the two that are open, the one in its database and the other with its subscription. */
+  readonly #open = new Set<Client>();
   /** Redis' clock minus this process', in milliseconds, known from the last beat. */
   #clockOffset: number | undefined;
-  #isSelected = false;
   /** What Redis, or the way to it, last complained of, until a command works again. */
   #complaint: string | undefined;
 
@@ -49,46 +51,47 @@ export class RedisConnections implements Redis {
     id: string,
   ) {
     const options = {
-      host: url.host,
-      port: url.port,
-      db: url.database,
-      ...(url.username && { username: url.username }),
-      ...(url.password && { password: url.password }),
-      ...(url.tls && { tls: url.tls }),
+      ...url.options,
       protocol: 2 as const,
       disableClientInfo: true,
       // A command that could not be sent at once is not sent at all.
       enableOfflineQueue: false,
       autoResendUnfulfilledCommands: false,
+      autoResubscribe: false,
       maxRetriesPerRequest: 0,
       commandTimeout: COMMAND_TIMEOUT_MS,
+      socketTimeout: SILENCE_MS,
       connectTimeout: CONNECT_TIMEOUT_MS,
       retryStrategy: () => RETRY_MS,
       // A primary that became a replica: its name may lead to another one by now.
       reconnectOnError: ({ message }: Error) => message.startsWith('READONLY'),
     };
-    this.#commands = new Client({ ...options, connectionName: 'amesh-relay' });
+    this.#commands = new Client({ ...options, connectionName: 'amesh-relay', scripts: sources });
     this.#subscriber = new Client({ ...options, connectionName: 'amesh-relay-inbox' });
-    for (const [name, lua] of sources) this.#commands.defineCommand(name, { lua });
-    for (const connection of [this.#commands, this.#subscriber]) {
-      connection.on('error', (error: Error) => this.#lost(error));
-      connection.on('close', () => {
-        this.#isSelected = false;
-        this.#lost(new Error('Connection is closed.'));
-      });
-    }
-    this.#commands.on('ready', () => this.#opened());
     this.#subscriber.on('message', (_channel: string, text: string) => this.onMessage(text));
-    this.#subscriber.on('ready', () => {
-      this.#subscriber.subscribe(inboxes + id).then(
-        () => this.#opened(),
-        (error: Error) => this.#lost(error),
-      );
-    });
+    // The library goes on with database 0 where the one asked for does not exist.
+    this.#keepOpen(this.#commands, () => this.#commands.select(url.options.db));
+    this.#keepOpen(this.#subscriber, () => this.#subscriber.subscribe(inboxes + id));
   }
 
-  #opened(): void {
-    if (this.#commands.status === 'ready' && this.#subscriber.status === 'ready') this.onReady();
+  /** Keeps a connection open. @param begin What has to work before anything else. */
+  #keepOpen(connection: Client, begin: () => Promise<unknown>): void {
+    connection.on('error', (error: Error) => this.#lost(error));
+    connection.on('close', () => {
+      this.#open.delete(connection);
+      this.#lost(new Error('Connection is closed.'));
+    });
+    connection.on('ready', () =>
+      begin().then(
+        () => {
+          if (this.#open.add(connection).size === 2) this.onReady();
+        },
+        (error: Error) => {
+          this.#lost(error);
+          connection.disconnect(true);
+        },
+      ),
+    );
   }
 
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
@@ -96,15 +99,17 @@ export class RedisConnections implements Redis {
     const deadline = isTimeless
       ? Number.MAX_SAFE_INTEGER
       : Math.floor(performance.now() + (this.#clockOffset as number) + COMMAND_TIMEOUT_MS);
-    const command = (this.#commands as unknown as Record<Script, (...args: unknown[]) => unknown>)[
-      script
-    ];
+    const commands = this.#commands as unknown as Record<Script, (...args: unknown[]) => unknown>;
     try {
-      // The library goes on with database 0 where the one asked for does not exist.
-      if (!this.#isSelected) await this.#commands.select(this.url.database);
-      this.#isSelected = true;
-      const args = [keys.length, ...keys, deadline, this.inboxes, ...values];
-      const answer = await command.apply(this.#commands, args);
+      if (this.#open.size < 2) throw new Error('Connection is closed.');
+      if (script === 'beat') await this.#subscriber.ping();
+      const answer = await commands[script](
+        keys.length,
+        ...keys,
+        deadline,
+        this.inboxes,
+        ...values,
+      );
       // The answer took its time, so the true offset is a little more, and a deadline a little early.
       if (script === 'beat') this.#clockOffset = (answer as number[])[0]! - performance.now();
       this.#complaint = undefined;
@@ -114,25 +119,9 @@ export class RedisConnections implements Redis {
     }
   }
 
-  async ping(): Promise<void> {
-    try {
-      await this.#subscriber.ping();
-    } catch (error) {
-      throw this.#lost(error as Error);
-    }
-  }
-
-  /** Redis' limit of memory in bytes, 0 for none, and what it does at the limit. */
-  async memory(): Promise<{ limit: number; policy: string }> {
-    const info = await this.#commands.info('memory');
-    const field = (name: string): string =>
-      new RegExp(`^${name}:(.*)\\r?$`, 'm').exec(info)?.[1] ?? '';
-    return { limit: Number(field('maxmemory')), policy: field('maxmemory_policy').trim() };
-  }
-
-  reconnect(): void {
-    this.#commands.disconnect(true);
-    this.#subscriber.disconnect(true);
+  /** What Redis says of its memory. */
+  async memory(): Promise<string> {
+    return this.#commands.info('memory');
   }
 
   close(): void {
@@ -144,10 +133,9 @@ export class RedisConnections implements Redis {
   #lost({ message }: Error): Error {
     const [line = ''] = message.split(/\n|, with args/);
     if (!this.#complaint || !FOLLOWS.test(line)) {
-      const secrets = [this.url.password, this.url.username].filter((secret) => secret !== '');
-      this.#complaint = secrets
-        .reduce((said, secret) => said.replaceAll(secret, '***'), line)
-        // Redis quotes what it refuses. What looks like a pairing code is not repeated.
+      // Redis quotes what it refuses. What looks like a pairing code is not repeated.
+      this.#complaint = this.url
+        .redact(line)
         .replaceAll(/\d{6,}/g, '…')
         .slice(0, 200);
     }

@@ -21,6 +21,12 @@ local function held(key)
   local claim = redis.call('GET', key)
   if claim and listens(string.match(claim, '^[^.]*')) then return claim end
 end
+local function claimed(key, claim, ttl)
+  local other = held(key)
+  if other and other ~= claim then return false end
+  redis.call('SET', key, claim, 'PX', ttl)
+  return true
+end
 
 -- The limit of the client itself, and of the networks that it belongs to.
 local function limit(i, max) if i == 0 then return tonumber(max) end return max * ${NETWORK_FACTOR} end
@@ -40,10 +46,7 @@ end
 local function count_all(first, last, max)
   for i = first, last do count(KEYS[i], limit(i - first, max)) end
 end
-`;
-
-/** Everything that a failed attempt on a code changes: KEYS[2] is the code's list, and the client's begin at KEYS[3]. */
-const FAILED = `
+-- A failed attempt on a code: KEYS[2] is the code's list, and the client's begin at KEYS[3].
 local function failed(last, maxClient, maxCode)
   count_all(3, last, maxClient)
   if spent(KEYS[2], tonumber(maxCode)) then return 'burned' end
@@ -54,7 +57,7 @@ end
 
 const scripts = {
   /** KEYS: the code, its failed attempts, the client's failed attempts by network, its listens by network. */
-  claimCode: `${FAILED}
+  claimCode: `
     local claim, ttl, maxClient, maxCode, maxListens = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
     local last = 2 + (#KEYS - 2) / 2
     if any_spent(3, last, maxClient) then return 'rate_limited' end
@@ -62,17 +65,16 @@ const scripts = {
       local listened = tonumber(redis.call('GET', KEYS[i]) or 0)
       if listened >= limit(i - last - 1, maxListens) then return 'rate_limited' end
     end
-    if spent(KEYS[2], tonumber(maxCode)) or held(KEYS[1]) then
+    if spent(KEYS[2], tonumber(maxCode)) or not claimed(KEYS[1], claim, ttl) then
       failed(last, maxClient, maxCode)
       return 'otc_in_use'
     end
     for i = last + 1, #KEYS do
       if redis.call('INCR', KEYS[i]) == 1 then redis.call('PEXPIRE', KEYS[i], ${WINDOW_MS}) end
     end
-    redis.call('SET', KEYS[1], claim, 'PX', ttl)
     return 'ok'`,
   /** KEYS: the code, its failed attempts, the client's failed attempts by network. Returns the claim. */
-  findCode: `${FAILED}
+  findCode: `
     local maxClient, maxCode = ARGV[3], ARGV[4]
     if any_spent(3, #KEYS, maxClient) then return 'rate_limited' end
     local claim = held(KEYS[1])
@@ -80,16 +82,13 @@ const scripts = {
     failed(#KEYS, maxClient, maxCode)
     return 'otc_not_found'`,
   /** KEYS as for findCode. Counts a failed attempt. */
-  failCode: `${FAILED} return failed(#KEYS, ARGV[3], ARGV[4])`,
+  failCode: `return failed(#KEYS, ARGV[3], ARGV[4])`,
   /** KEYS: the token id, the client's watches by network. */
   claimWatch: `
     local claim, ttl, max = ARGV[3], ARGV[4], ARGV[5]
     if any_spent(2, #KEYS, max) then return 'rate_limited' end
     count_all(2, #KEYS, max)
-    local other = held(KEYS[1])
-    if other and other ~= claim then return 'jti_already_watched' end
-    redis.call('SET', KEYS[1], claim, 'PX', ttl)
-    return 'ok'`,
+    return claimed(KEYS[1], claim, ttl) and 'ok' or 'jti_already_watched'`,
   /** KEYS: the token id, the used token ids, the client's refused inits by network. Returns the claim. */
   burn: `
     local id, ttl, max, maxUsed = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
@@ -106,12 +105,7 @@ const scripts = {
     redis.call('PEXPIRE', KEYS[2], ttl)
     return claim`,
   /** KEYS: the code or token id. Claims it again, or for longer. Returns 0 where somebody else has it. */
-  hold: `
-    local claim, ttl = ARGV[3], ARGV[4]
-    local other = held(KEYS[1])
-    if other and other ~= claim then return 0 end
-    redis.call('SET', KEYS[1], claim, 'PX', ttl)
-    return 1`,
+  hold: `return claimed(KEYS[1], ARGV[3], ARGV[4]) and 1 or 0`,
   /** KEYS: the code or token id. */
   release: `if redis.call('GET', KEYS[1]) == ARGV[3] then redis.call('DEL', KEYS[1]) end return 1`,
   /** Returns how many instances heard it. */
@@ -130,9 +124,9 @@ const scripts = {
 
 export type Script = keyof typeof scripts;
 
-/** The scripts as Redis takes them, each whole. */
-export const sources = Object.entries(scripts).map(
-  ([name, body]) => [name, PRELUDE + body] as const,
+/** The scripts as ioredis takes them. */
+export const sources = Object.fromEntries(
+  Object.entries(scripts).map(([name, body]) => [name, { lua: PRELUDE + body }]),
 );
 
 /** Scripts that are safe to run after the caller has given up. They get no deadline. */
