@@ -7,7 +7,7 @@ import { BEAT_MS, Cluster } from '../src/cluster/cluster.ts';
 import { type Redis, SILENCE_MS } from '../src/cluster/redis.ts';
 import { type Config, readOptions } from '../src/config.ts';
 import { Connection } from '../src/connection.ts';
-import { type Script, TIMELESS } from '../src/cluster/scripts.ts';
+import type { Script } from '../src/cluster/scripts.ts';
 import { Sockets } from '../src/socket.ts';
 import { type Frame, memoryLog } from './support.ts';
 import { seeded } from './random.ts';
@@ -287,7 +287,7 @@ class SimulatedRedis implements Redis {
 
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
     const { world, redis } = this.#network;
-    const deadline = TIMELESS.has(script) ? Infinity : world.now + COMMAND_TIMEOUT_MS;
+    const deadline = script === 'beat' ? Infinity : world.now + COMMAND_TIMEOUT_MS;
     // The other connection answers, too.
     if (script === 'beat') await this.#send(() => {});
     return this.#send(() => redis.run(script, keys, values, world.now, deadline));

@@ -240,8 +240,8 @@ export class Cluster implements ClusterOfSockets {
       const isHeld = await this.redis.run('hold', [key], [claim, ttlMs]);
       if (isHeld === 0 && claimed.what === what) this.#taken(what);
     } else {
-      await this.redis.run('release', [key], [claim]);
-      if (!claimed.what) this.#claims.delete(claim);
+      const isReleased = (await this.redis.run('release', [key], [claim])) === 1;
+      if (isReleased && !claimed.what) this.#claims.delete(claim);
     }
   }
 
@@ -321,8 +321,9 @@ export class Cluster implements ClusterOfSockets {
   }
 
   #admit(from: string, [, link, frame, claim, client]: Extract<Item, ['open', ...string[]]>): void {
-    const guest = this.#links.admit(from, link, client);
-    if (!guest) return;
+    // A link that is there already is nothing that an instance would ask for.
+    if (this.#links.ends.has(link)) return;
+    const guest = new Guest(this.#links, from, link, client);
     const refusal = this.#enter(guest, claim, frame);
     if (refusal) guest.end(refusal);
     else guest.say('opened');

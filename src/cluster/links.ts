@@ -29,13 +29,17 @@ abstract class End {
 
   /**
    * @param instance The instance at the other end.
-   * @param link Its name, which is never given again.
+   * @param link A name that is never given again.
+   * @param client Whom limits count the socket for.
    */
   constructor(
     protected readonly links: Links,
     readonly instance: string,
     readonly link: string,
-  ) {}
+    readonly client: string,
+  ) {
+    links.ends.set(link, this);
+  }
 
   say(word: Word, text = '', count = 0): boolean {
     return this.links.mail.send(this.instance, [word, this.link, text, count]);
@@ -57,15 +61,6 @@ export class Guest extends End implements Peer {
   watches: Set<Watch> | undefined = undefined;
   announced: Set<Watch> | undefined = undefined;
   #received = 0;
-
-  constructor(
-    links: Links,
-    instance: string,
-    link: string,
-    readonly client: string,
-  ) {
-    super(links, instance, link);
-  }
 
   trySend(frame: string): boolean {
     return this.say('frame', frame);
@@ -111,7 +106,7 @@ export class Guest extends End implements Peer {
 
   /** What it was here for has ended, or does not take it in. */
   end(refusal = ''): void {
-    if (!this.links.remove(this)) return;
+    if (!this.links.ends.delete(this.link)) return;
     const received = this.#received;
     // A session ends before its last frames are sent, and those go first.
     queueMicrotask(() => this.say('end', refusal, received));
@@ -135,9 +130,10 @@ class Tunnel extends End implements SocketTunnel {
     readonly peer: Connection,
     private readonly jti: string | undefined,
   ) {
-    super(links, instance, link);
+    super(links, instance, link, peer.client);
     this.deadline = links.now() + ANSWER_MS;
     (peer.tunnels ??= new Set()).add(this);
+    links.sockets.connections.settle(peer, links.now());
   }
 
   forward(frame: string, bytes: number): void {
@@ -213,7 +209,7 @@ class Tunnel extends End implements SocketTunnel {
   /** Its socket may go on without it. */
   leave(refusal?: RejectReason): void {
     const { peer, links } = this;
-    links.remove(this);
+    links.ends.delete(this.link);
     peer.tunnels?.delete(this);
     if (peer.tunnel === this) peer.tunnel = undefined;
     links.sockets.connections.settle(peer, links.now());
@@ -222,8 +218,8 @@ class Tunnel extends End implements SocketTunnel {
 }
 
 export class Links {
-  /** Every end of a link at this instance, by link. */
-  readonly #ends = new Map<string, End>();
+  /** By link: every end at this instance. */
+  readonly ends = new Map<string, End>();
 
   constructor(
     readonly mail: Mail,
@@ -233,34 +229,21 @@ export class Links {
   ) {}
 
   get guests(): number {
-    return this.#ends.values().reduce((sum, end) => sum + Number(end instanceof Guest), 0);
+    return this.ends.values().reduce((sum, end) => sum + Number(end instanceof Guest), 0);
   }
 
   get tunnels(): number {
-    return this.#ends.size - this.guests;
+    return this.ends.size - this.guests;
   }
 
   /** The instances at the other ends. */
   get instances(): Set<string> {
-    return new Set(this.#ends.values().map(({ instance }) => instance));
+    return new Set(this.ends.values().map(({ instance }) => instance));
   }
 
   find(instance: string, link: string): End | undefined {
-    const end = this.#ends.get(link);
+    const end = this.ends.get(link);
     return end?.instance === instance ? end : undefined;
-  }
-
-  /** Returns false where it was not there. */
-  remove(end: End): boolean {
-    return this.#ends.delete(end.link);
-  }
-
-  /** Takes in a guest, which is told by the caller whether it may stay. None where the link is there already. */
-  admit(instance: string, link: string, client: string): Guest | undefined {
-    if (this.#ends.has(link)) return undefined;
-    const guest = new Guest(this, instance, link, client);
-    this.#ends.set(link, guest);
-    return guest;
   }
 
   /**
@@ -276,8 +259,6 @@ export class Links {
     frame = '',
   ): Promise<RejectReason | undefined> {
     const tunnel = new Tunnel(this, owner, link, socket, jti);
-    this.#ends.set(link, tunnel);
-    this.sockets.connections.settle(socket, this.now());
     const isSent = this.mail.send(owner, ['open', link, frame, claim, socket.client]);
     if (!isSent) tunnel.leave('relay_unavailable');
     return tunnel.answer.promise;
@@ -301,7 +282,7 @@ export class Links {
   /** Gives up what has heard nothing for too long. Goes through all, which takes 0.2 ms for 10,000. */
   beat(): void {
     const now = this.now();
-    for (const end of this.#ends.values()) {
+    for (const end of this.ends.values()) {
       if (now < end.deadline) continue;
       end.say('end');
       end.lose('relay_unavailable');
@@ -310,6 +291,6 @@ export class Links {
 
   /** Everything with an instance is over. */
   lose(instance: string, why: Loss): void {
-    for (const end of this.#ends.values()) if (end.instance === instance) end.lose(why);
+    for (const end of this.ends.values()) if (end.instance === instance) end.lose(why);
   }
 }

@@ -1,7 +1,7 @@
 /** The two connections to Redis: one for scripts, one that hears what other instances say. */
 import { Redis as Client } from 'ioredis';
 import type { RedisUrl } from './redis-url.ts';
-import { type Script, sources, TIMELESS } from './scripts.ts';
+import { type Script, sources } from './scripts.ts';
 
 /** How long a command may take, in milliseconds; then Redis counts as out of reach. */
 const COMMAND_TIMEOUT_MS = 1000;
@@ -36,8 +36,8 @@ export class RedisConnections implements Redis {
   readonly #subscriber: Client;
   /** Those of the two that are open, the one in its database and the other with its subscription. */
   readonly #open = new Set<Client>();
-  /** Redis' clock minus this process', in milliseconds, known from the last beat. */
-  #clockOffset: number | undefined;
+  /** Redis' clock minus this process', in milliseconds: a guess until the first beat. */
+  #clockOffset = performance.timeOrigin;
   /** What Redis, or the way to it, last complained of, until a command works again. */
   #complaint: string | undefined;
 
@@ -95,10 +95,11 @@ export class RedisConnections implements Redis {
   }
 
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
-    const isTimeless = TIMELESS.has(script) || this.#clockOffset === undefined;
-    const deadline = isTimeless
-      ? Number.MAX_SAFE_INTEGER
-      : Math.floor(performance.now() + (this.#clockOffset as number) + COMMAND_TIMEOUT_MS);
+    // A beat changes nothing, and tells what Redis' clock says.
+    const deadline =
+      script === 'beat'
+        ? Number.MAX_SAFE_INTEGER
+        : Math.floor(performance.now() + this.#clockOffset + COMMAND_TIMEOUT_MS);
     const commands = this.#commands as unknown as Record<Script, (...args: unknown[]) => unknown>;
     try {
       if (this.#open.size < 2) throw new Error('Connection is closed.');

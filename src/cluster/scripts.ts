@@ -128,6 +128,3 @@ export type Script = keyof typeof scripts;
 export const sources = Object.fromEntries(
   Object.entries(scripts).map(([name, body]) => [name, { lua: PRELUDE + body }]),
 );
-
-/** Scripts that are safe to run after the caller has given up. They get no deadline. */
-export const TIMELESS: ReadonlySet<Script> = new Set(['release', 'beat']);
