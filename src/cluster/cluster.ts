@@ -1,6 +1,6 @@
 /**
  * Many instances as one relay. Redis knows which instance owns which code and token id (`scripts.ts`), and carries what
- * instances say to each other (`mail.ts`). The instance that a target, or a watcher, is connected to owns its session or
+ * instances say to each other (`messages.ts`). The instance that a target, or a watcher, is connected to owns its session or
  * watch, and is the only one to change it. Whoever comes to it from another instance comes over a link (`links.ts`).
  */
 import { networksOf } from '../admission/limits.ts';
@@ -13,7 +13,7 @@ import type { Peer, Session, Watch } from '../peer.ts';
 import type { Cluster as ClusterOfSockets, Sockets } from '../socket.ts';
 import { type ErrorCode, isReason, type RejectReason } from '../wire/codes.ts';
 import { Guest, Links } from './links.ts';
-import { type Item, Mail, readMessage } from './mail.ts';
+import { type Item, readMessage } from './messages.ts';
 import { RedisConnections, type Redis } from './redis.ts';
 import { RedisError, type RedisUrl } from './redis-url.ts';
 import type { Script } from './scripts.ts';
@@ -46,7 +46,6 @@ interface Claimed {
 }
 
 export class Cluster implements ClusterOfSockets {
-  readonly #mail: Mail;
   readonly #links: Links;
   readonly #claims = new Map<string, Claimed>();
   readonly #claimOf = new WeakMap<Owned, string>();
@@ -71,9 +70,7 @@ export class Cluster implements ClusterOfSockets {
     private readonly log: Log,
     private readonly now: Clock,
   ) {
-    this.#mail = new Mail(id, redis);
-    this.#links = new Links(this.#mail, sockets, config, now);
-    this.#mail.onUnheard = (instance) => this.#links.lose(instance, 'peer_disconnected');
+    this.#links = new Links(id, redis, sockets, config, now);
     redis.onMessage = (json) => this.#hear(json);
     redis.onLost = (reason) => this.#down(reason);
     redis.onReady = () => void this.beat();
@@ -93,7 +90,7 @@ export class Cluster implements ClusterOfSockets {
       guests: this.#links.guests,
       claims: this.#claims.size,
       burnt: this.#burnt,
-      waitingBytes: this.#mail.waitingBytes,
+      waitingBytes: this.#links.waitingBytes,
     };
   }
 
@@ -193,30 +190,26 @@ export class Cluster implements ClusterOfSockets {
   ): Promise<ErrorCode | undefined> {
     const refused = this.#refusal;
     if (refused) return refused;
-    const claimed = this.#claims.get(claim) ?? { key: keys[0] as string, what: undefined };
-    const isRenewed = claimed.what !== undefined;
-    this.#claims.set(claim, claimed);
+    const isRenewed = this.#claims.has(claim);
     const answer = await this.#ask(script, /^ok$/, keys, [claim, ...values]);
     const what = answer === 'ok' ? (this.#refusal ?? open()) : (answer as ErrorCode);
-    if (typeof what === 'string') {
-      const mayStand = answer === 'ok' || answer === 'relay_unavailable';
-      // A claim that was to be renewed belongs to a watch that goes on.
-      if (!claimed.what && mayStand) this.#update(claim);
-      else if (!claimed.what) this.#claims.delete(claim);
-      return what;
-    }
-    claimed.what = what;
+    // Redis has nothing of it.
+    if (answer !== 'ok' && what !== 'relay_unavailable') return what as ErrorCode;
+    const claimed = this.#claims.get(claim) ?? { key: keys[0] as string, what: undefined };
     this.#claims.set(claim, claimed);
-    this.#claimOf.set(what, claim);
-    what.onEnd = () => {
-      claimed.what = undefined;
-      this.#update(claim);
-      const guest = 'otc' in what ? what.controller : what.target;
-      if (guest instanceof Guest) guest.end();
-    };
-    // The watch that was to be renewed may have ended meanwhile, which released the claim.
-    if (isRenewed) this.#update(claim);
-    return undefined;
+    if (typeof what !== 'string') {
+      claimed.what = what;
+      this.#claimOf.set(what, claim);
+      what.onEnd = () => {
+        claimed.what = undefined;
+        this.#update(claim);
+        const guest = 'otc' in what ? what.controller : what.target;
+        if (guest instanceof Guest) guest.end();
+      };
+    }
+    // What was to be renewed may have ended meanwhile, which released the claim.
+    if (isRenewed || typeof what === 'string') this.#update(claim);
+    return typeof what === 'string' ? what : undefined;
   }
 
   get #refusal(): 'relay_draining' | 'relay_unavailable' | undefined {
@@ -357,7 +350,7 @@ export class Cluster implements ClusterOfSockets {
     while (claims.length > 0) {
       await Promise.all(claims.splice(0, BATCH).map((claim) => this.#updated(claim)));
     }
-    for (const instance of this.#untold) this.#mail.send(instance, ['over', '', '', 0]);
+    for (const instance of this.#untold) this.#links.send(instance, ['over', '', '', 0]);
     this.#untold.clear();
     this.#isUp = true;
     this.onUp();
@@ -382,7 +375,7 @@ export class Cluster implements ClusterOfSockets {
 
   /** Leaves for good, once everything that was said has gone out. */
   async leave(): Promise<void> {
-    await this.#mail.settled();
+    await this.#links.settled();
     this.#isUp = false;
     this.redis.onLost = () => {};
     this.redis.close();

@@ -9,12 +9,17 @@ import type { Clock, Connection, Tunnel as SocketTunnel } from '../connection.ts
 import type { Peer, Session, Watch } from '../peer.ts';
 import type { Sockets } from '../socket.ts';
 import { closes, type CloseReason, isReason, type RejectReason } from '../wire/codes.ts';
-import type { Item, Mail, Word } from './mail.ts';
+import type { Item, Word } from './messages.ts';
+import type { Redis } from './redis.ts';
 
 /** How long an owner has to answer, in milliseconds. It is looked at with each beat of the cluster. */
 const ANSWER_MS = 2000;
 /** How much later than the owner's sweeper a tunnel ends by itself, in milliseconds: then the owner hangs. */
 const MARGIN_MS = 5000;
+/** Bytes that may wait in this process for Redis, of all clients together. */
+const MAX_WAITING_BYTES = 64 * 1024 * 1024;
+/** What an item counts for beside its text. */
+const ITEM_BYTES = 64;
 
 /** Why everything with an instance has ended: Redis is out of reach, or the instance has gone. */
 export type Loss = 'relay_unavailable' | 'peer_disconnected';
@@ -42,7 +47,7 @@ abstract class End {
   }
 
   say(word: Word, text = '', count = 0): boolean {
-    return this.links.mail.send(this.instance, [word, this.link, text, count]);
+    return this.links.send(this.instance, [word, this.link, text, count]);
   }
 
   /** Hears what the other end says. */
@@ -220,9 +225,14 @@ class Tunnel extends End implements SocketTunnel {
 export class Links {
   /** By link: every end at this instance. */
   readonly ends = new Map<string, End>();
+  /** What is still to be said, by instance. */
+  readonly #outboxes = new Map<string, { items: Item[]; bytes: number }>();
+  readonly #underWay = new Set<Promise<void>>();
+  waitingBytes = 0;
 
   constructor(
-    readonly mail: Mail,
+    private readonly id: string,
+    private readonly redis: Redis,
     readonly sockets: Sockets,
     readonly config: Config,
     readonly now: Clock,
@@ -259,7 +269,7 @@ export class Links {
     frame = '',
   ): Promise<RejectReason | undefined> {
     const tunnel = new Tunnel(this, owner, link, socket, jti);
-    const isSent = this.mail.send(owner, ['open', link, frame, claim, socket.client]);
+    const isSent = this.send(owner, ['open', link, frame, claim, socket.client]);
     if (!isSent) tunnel.leave('relay_unavailable');
     return tunnel.answer.promise;
   }
@@ -276,7 +286,7 @@ export class Links {
     const end = this.find(from, link);
     if (end) end.hear(word, text, count);
     // The tunnel gave up waiting for this, and the owner may not know.
-    else if (word === 'opened') this.mail.send(from, ['end', link, '', 0]);
+    else if (word === 'opened') this.send(from, ['end', link, '', 0]);
   }
 
   /** Gives up what has heard nothing for too long. Goes through all, which takes 0.2 ms for 10,000. */
@@ -292,5 +302,47 @@ export class Links {
   /** Everything with an instance is over. */
   lose(instance: string, why: Loss): void {
     for (const end of this.ends.values()) if (end.instance === instance) end.lose(why);
+  }
+  /**
+   * Says something to an instance at the end of this turn of the loop, in one message with all that is said till then.
+   * @returns False where too much waits for Redis to carry one more frame. What is not a frame is always taken.
+   */
+  send(to: string, item: Item): boolean {
+    const bytes = ITEM_BYTES + item[2].length;
+    const isFrame = item[0] === 'frame' || item[0] === 'open';
+    if (isFrame && this.waitingBytes + bytes > MAX_WAITING_BYTES) return false;
+    let outbox = this.#outboxes.get(to);
+    if (!outbox) {
+      outbox = { items: [], bytes: 0 };
+      this.#outboxes.set(to, outbox);
+      setImmediate(() => this.#flush(to));
+    }
+    outbox.items.push(item);
+    outbox.bytes += bytes;
+    this.waitingBytes += bytes;
+    return true;
+  }
+
+  #flush(to: string): void {
+    const outbox = this.#outboxes.get(to);
+    if (!outbox) return;
+    this.#outboxes.delete(to);
+    const sending = this.redis
+      .run('publish', [], [to, JSON.stringify([this.id, outbox.items])])
+      .then((heard) => {
+        if (heard === 0) this.lose(to, 'peer_disconnected');
+      })
+      .catch(() => {}) // Redis is out of reach then, which ends everything with every instance.
+      .finally(() => {
+        this.waitingBytes -= outbox.bytes;
+        this.#underWay.delete(sending);
+      });
+    this.#underWay.add(sending);
+  }
+
+  /** Sends what is still to be said, and waits until Redis has it. */
+  async settled(): Promise<void> {
+    for (const to of this.#outboxes.keys()) this.#flush(to);
+    await Promise.all(this.#underWay);
   }
 }
