@@ -2,6 +2,8 @@
 import { describe, expect, test } from 'bun:test';
 import { connect as dial, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
+import { RedisConnection } from '../src/cluster/redis.ts';
+import { RedisUrl } from '../src/cluster/redis-url.ts';
 import { readOptions } from '../src/config.ts';
 import { RelayServer } from '../src/server.ts';
 import { redisServer, startInstances, startRedis, type TestRedis, untilReach } from './redis.ts';
@@ -441,6 +443,29 @@ test.skipIf(!redisServer)(
   20_000,
 );
 
+test('TLS to Redis names the server, unless that is an address: RFC 6066, section 3', async () => {
+  const hellos: string[] = [];
+  const server = createServer((socket) => {
+    socket.on('error', () => {});
+    socket.once('data', (hello) => {
+      hellos.push(hello.toString('latin1'));
+      socket.destroy();
+    });
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  afterThisTest(() => void server.close());
+  const { port } = server.address() as { port: number };
+  for (const host of ['localhost', '127.0.0.1']) {
+    const before = hellos.length;
+    const url = RedisUrl.parse(`rediss://${host}:${port}`) as RedisUrl;
+    const connection = new RedisConnection(url, 'inbox:', 'id');
+    afterThisTest(() => connection.close());
+    await until(() => hellos.length > before, 'a hello');
+    connection.close();
+    expect(hellos[before]?.includes(host), host).toBe(host === 'localhost');
+  }
+});
+
 describe.skipIf(!redisServer)('Redis fails', () => {
   test('gone: what is on one instance goes on, the rest ends; back: all works again', async () => {
     const redis = await startRedis();
@@ -493,7 +518,7 @@ describe.skipIf(!redisServer)('Redis fails', () => {
     const [a, b] = relays;
     for (let round = 0; round < 3; round += 1) {
       const { target, controller } = await pairAcross(a, b);
-      await redis.command('CLIENT', 'KILL', 'TYPE', round % 2 ? 'normal' : 'pubsub');
+      await redis.command('CLIENT', 'KILL', 'TYPE', 'pubsub');
       await target.expectError('relay_unavailable');
       await controller.expectError('relay_unavailable');
       await untilReach(relays, true);

@@ -180,14 +180,6 @@ test.each([
   expect(message).not.toMatch(/se.?cret/);
 });
 
-test('TLS to Redis sends the server name, unless the host is an address', () => {
-  const tls = (url: string) => readEnvironment({ REDIS_URL: url }).redisUrl?.options.tls;
-  expect(tls('rediss://redis.example.com')).toEqual({ servername: 'redis.example.com' });
-  expect(tls('rediss://10.0.0.1')).toEqual({});
-  expect(tls('rediss://[::1]')).toEqual({});
-  expect(tls('redis://redis.example.com')).toBeUndefined();
-});
-
 test('the changed settings are shown as they were set, without secrets', () => {
   const environment = {
     PORT: '3001',

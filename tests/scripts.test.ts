@@ -1,7 +1,7 @@
 /** The scripts in Redis give the same answers as the model of them that the simulation uses. */
 import { expect, test } from 'bun:test';
 import type { Script } from '../src/cluster/scripts.ts';
-import { RedisConnections } from '../src/cluster/redis.ts';
+import { RedisConnection } from '../src/cluster/redis.ts';
 import { RedisUrl } from '../src/cluster/redis-url.ts';
 import { redisServer, startRedis } from './redis.ts';
 import { seeded } from './random.ts';
@@ -39,11 +39,11 @@ test.skipIf(!redisServer)(
     const random = seeded(seed);
     const pick = <T>(from: readonly T[]): T => from[Math.floor(random() * from.length)] as T;
     const redis = await startRedis();
-    const bus = new RedisConnections(RedisUrl.parse(redis.url) as RedisUrl, 'p:inbox:', 'a');
+    const bus = new RedisConnection(RedisUrl.parse(redis.url) as RedisUrl, 'p:inbox:', 'a');
     afterThisTest(() => bus.close());
     const ready = Promise.withResolvers<void>();
     bus.onReady = () => ready.resolve();
-    await within(ready.promise, 'the connections');
+    await within(ready.promise, 'the connection');
     const model = new ModelRedis(
       (instance) => instance === 'a',
       (instance) => Number(instance === 'a'),

@@ -4,7 +4,7 @@
  * the same story.
  */
 import { BEAT_MS, Cluster } from '../src/cluster/cluster.ts';
-import { type Redis, SILENCE_MS } from '../src/cluster/redis.ts';
+import { ALL, type Redis, SILENCE_MS } from '../src/cluster/redis.ts';
 import { type Config, readOptions } from '../src/config.ts';
 import { Connection } from '../src/connection.ts';
 import type { Script } from '../src/cluster/scripts.ts';
@@ -230,10 +230,10 @@ class Network {
   }
 
   publish(instance: string, text: string): number {
-    const inbox = this.inboxes.get(instance);
-    if (!inbox?.isSubscribed) return 0;
-    inbox.deliver(text);
-    return 1;
+    const inboxes = instance === ALL ? [...this.inboxes.values()] : [this.inboxes.get(instance)];
+    const heard = inboxes.filter((inbox) => inbox?.isSubscribed);
+    for (const inbox of heard) inbox?.deliver(text);
+    return heard.length;
   }
 }
 
@@ -248,7 +248,7 @@ class SimulatedRedis implements Redis {
   readonly #fromRedis = { last: 0 };
   readonly #messages = { last: 0 };
   readonly #pending = new Set<(reason: Error) => void>();
-  /** Counts the lives of the two connections: what belongs to an earlier one arrives nowhere. */
+  /** Counts the lives of the connection: what belongs to an earlier one arrives nowhere. */
   #life = 0;
   /** Lives of which a command was lost, so that no later one can have got through. */
   readonly #ended = new Set<number>();
@@ -270,7 +270,7 @@ class SimulatedRedis implements Redis {
     });
   }
 
-  /** Both connections are cut: what is under way may have been dealt with or not, and nobody knows. */
+  /** The connection is cut: what is under way may have been dealt with or not, and nobody knows. */
   cut(): void {
     this.#life += 1;
     this.isSubscribed = false;
@@ -288,8 +288,6 @@ class SimulatedRedis implements Redis {
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
     const { world, redis } = this.#network;
     const deadline = script === 'beat' ? Infinity : world.now + COMMAND_TIMEOUT_MS;
-    // The other connection answers, too.
-    if (script === 'beat') await this.#send(() => {});
     return this.#send(() => redis.run(script, keys, values, world.now, deadline));
   }
 

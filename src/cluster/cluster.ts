@@ -12,9 +12,9 @@ import { hideBurned } from '../pairing/sessions.ts';
 import type { Peer, Session, Watch } from '../peer.ts';
 import type { Cluster as ClusterOfSockets, Sockets } from '../socket.ts';
 import { type ErrorCode, isReason, type RejectReason } from '../wire/codes.ts';
-import { Guest, Links } from './links.ts';
+import { Guest, Links, Tunnel } from './links.ts';
 import { type Item, readMessage } from './messages.ts';
-import { RedisConnections, type Redis } from './redis.ts';
+import { ALL, RedisConnection, type Redis } from './redis.ts';
 import { RedisError, type RedisUrl } from './redis-url.ts';
 import type { Script } from './scripts.ts';
 
@@ -54,8 +54,6 @@ export class Cluster implements ClusterOfSockets {
   #isBeating = false;
   /** Used token ids in Redis, as of the last beat. */
   #burnt = 0;
-  /** Instances with which everything ended when Redis went out of reach, and that may not know. */
-  readonly #untold = new Set<string>();
   /** Why Redis is out of reach. */
   problem = 'no answer yet';
   /** Called when Redis comes into reach, the first time and after each loss. */
@@ -154,7 +152,7 @@ export class Cluster implements ClusterOfSockets {
     if (!this.#isUp) return 'relay_unavailable';
     const owner = ownerOf(claim);
     if (owner === this.id) return this.#enter(socket, claim, frame);
-    return this.#links.open(socket, owner, this.#newName(), claim, jti, frame);
+    return new Tunnel(this.#links, owner, this.#newName(), socket, jti).open(claim, frame);
   }
 
   /** Joins a peer to the session that a claim stands for or, where it brings a frame, announces it to the watch. */
@@ -297,9 +295,7 @@ export class Cluster implements ClusterOfSockets {
       return;
     }
     const [from, items] = message;
-    // Whoever says something while this instance is down takes it for one that is up.
-    if (!this.#isUp) this.#untold.add(from);
-    else for (const item of items) this.#handle(from, item);
+    if (this.#isUp) for (const item of items) this.#handle(from, item);
   }
 
   /** A fault of ours ends the one socket that it happened on. */
@@ -324,7 +320,7 @@ export class Cluster implements ClusterOfSockets {
 
   // Whether Redis is in reach.
 
-  /** To be called every `BEAT_MS`: asks Redis, on both connections, and which other instances are there. */
+  /** To be called every `BEAT_MS`: asks whether Redis works, and which other instances are there. */
   async beat(): Promise<void> {
     if (this.#isBeating) return;
     this.#isBeating = true;
@@ -350,8 +346,8 @@ export class Cluster implements ClusterOfSockets {
     while (claims.length > 0) {
       await Promise.all(claims.splice(0, BATCH).map((claim) => this.#updated(claim)));
     }
-    for (const instance of this.#untold) this.#links.send(instance, ['over', '', '', 0]);
-    this.#untold.clear();
+    // Whoever is linked with it was so before it went down, and may not know that this is over.
+    this.#links.send(ALL, ['over', '', '', 0]);
     this.#isUp = true;
     this.onUp();
   }
@@ -368,7 +364,6 @@ export class Cluster implements ClusterOfSockets {
     if (!this.#isUp) return;
     this.#isUp = false;
     for (const instance of this.#links.instances) {
-      this.#untold.add(instance);
       this.#links.lose(instance, 'relay_unavailable');
     }
   }
@@ -395,7 +390,7 @@ export async function joinCluster(
 ): Promise<{ leave: () => Promise<void> }> {
   const id = Buffer.from(crypto.getRandomValues(new Uint8Array(9))).toString('base64url');
   const url = config.redisUrl as RedisUrl;
-  const redis = new RedisConnections(url, `${config.redisPrefix}inbox:`, id);
+  const redis = new RedisConnection(url, `${config.redisPrefix}inbox:`, id);
   const cluster = new Cluster(id, config, sockets, redis, log, now);
   const { promise: isUp, resolve } = Promise.withResolvers<boolean>();
   cluster.onUp = () => resolve(true);
@@ -418,7 +413,7 @@ export async function joinCluster(
 }
 
 /** Warns where Redis may forget used token ids, or can't hold as many as it is to. */
-async function warnOfMemory(redis: RedisConnections, config: Config, log: Log): Promise<void> {
+async function warnOfMemory(redis: RedisConnection, config: Config, log: Log): Promise<void> {
   const info = await redis.memory().catch(() => '');
   const maxmemory = Number(/^maxmemory:(\d+)/m.exec(info)?.[1] ?? 0);
   const policy = /^maxmemory_policy:(\S+)/m.exec(info)?.[1];

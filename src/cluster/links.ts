@@ -22,7 +22,7 @@ const MAX_WAITING_BYTES = 64 * 1024 * 1024;
 const ITEM_BYTES = 64;
 
 /** Why everything with an instance has ended: Redis is out of reach, or the instance has gone. */
-export type Loss = 'relay_unavailable' | 'peer_disconnected';
+type Loss = 'relay_unavailable' | 'peer_disconnected';
 
 const isCloseReason = (text: string): text is CloseReason => Object.hasOwn(closes, text);
 
@@ -118,9 +118,9 @@ export class Guest extends End implements Peer {
   }
 }
 
-class Tunnel extends End implements SocketTunnel {
+export class Tunnel extends End implements SocketTunnel {
   /** Resolves when the owner has answered, with the error code if it refused. */
-  answer = Promise.withResolvers<RejectReason | undefined>();
+  #answer = Promise.withResolvers<RejectReason | undefined>();
   #isOpen = false;
   /** Whether the owner was asked something and has not answered yet. */
   #isAsked = true;
@@ -141,6 +141,13 @@ class Tunnel extends End implements SocketTunnel {
     links.sockets.connections.settle(peer, links.now());
   }
 
+  /** Asks the owner of a claim to let the socket in, with its frame if that is for a watch. */
+  open(claim: string, frame: string): Promise<RejectReason | undefined> {
+    const isSent = this.links.send(this.instance, ['open', this.link, frame, claim, this.client]);
+    if (!isSent) this.leave('relay_unavailable');
+    return this.#answer.promise;
+  }
+
   forward(frame: string, bytes: number): void {
     this.#sent += 1;
     this.#isActive();
@@ -151,7 +158,7 @@ class Tunnel extends End implements SocketTunnel {
   done(): Promise<undefined> {
     this.#sent += 1;
     this.#ask('done');
-    return this.answer.promise as Promise<undefined>;
+    return this.#answer.promise as Promise<undefined>;
   }
 
   abort(why: 'session_data_limit'): void {
@@ -159,7 +166,7 @@ class Tunnel extends End implements SocketTunnel {
   }
 
   #ask(word: Word, text?: string): void {
-    this.answer = Promise.withResolvers();
+    this.#answer = Promise.withResolvers();
     this.#isAsked = true;
     this.deadline = this.links.now() + ANSWER_MS;
     this.say(word, text);
@@ -179,7 +186,7 @@ class Tunnel extends End implements SocketTunnel {
       this.#isAsked = false;
       this.#isActive();
       if (this.jti === undefined) peer.tunnel = this;
-      this.answer.resolve(undefined);
+      this.#answer.resolve(undefined);
     } else if (word === 'frame') {
       this.#isActive();
       if (!peer.trySend(text)) this.#tooSlow();
@@ -218,7 +225,7 @@ class Tunnel extends End implements SocketTunnel {
     peer.tunnels?.delete(this);
     if (peer.tunnel === this) peer.tunnel = undefined;
     links.sockets.connections.settle(peer, links.now());
-    this.answer.resolve(refusal);
+    this.#answer.resolve(refusal);
   }
 }
 
@@ -256,24 +263,6 @@ export class Links {
     return end?.instance === instance ? end : undefined;
   }
 
-  /**
-   * Asks the owner of a claim to let a socket in: a controller into a session, or a target to a watch, with its token id
-   * and its frame. Comes to the error code where the owner refuses.
-   */
-  open(
-    socket: Connection,
-    owner: string,
-    link: string,
-    claim: string,
-    jti?: string,
-    frame = '',
-  ): Promise<RejectReason | undefined> {
-    const tunnel = new Tunnel(this, owner, link, socket, jti);
-    const isSent = this.send(owner, ['open', link, frame, claim, socket.client]);
-    if (!isSent) tunnel.leave('relay_unavailable');
-    return tunnel.answer.promise;
-  }
-
   /** A socket has closed. */
   closed({ tunnels }: Connection): void {
     for (const tunnel of (tunnels ?? []) as Iterable<Tunnel>) {
@@ -303,6 +292,7 @@ export class Links {
   lose(instance: string, why: Loss): void {
     for (const end of this.ends.values()) if (end.instance === instance) end.lose(why);
   }
+
   /**
    * Says something to an instance at the end of this turn of the loop, in one message with all that is said till then.
    * @returns False where too much waits for Redis to carry one more frame. What is not a frame is always taken.

@@ -1,5 +1,4 @@
 /** Where Redis is: the setting REDIS_URL, read. What talks to Redis is loaded only where it is set. */
-import ipaddr from 'ipaddr.js';
 import { readSecretFile } from '../secret-file.ts';
 
 /** Redis could not be reached, or is not what the relay needs. */
@@ -18,15 +17,9 @@ const ENCODED = '# as %23, / as %2F, ? as %3F, @ as %40, % as %25';
 /** What can be wrong with a Redis URL, told without its secrets. The first that is found counts. */
 const problems: [RegExp, string][] = [
   [/^["'`].*["'`]$/, 'it stands in quotes; leave them out'],
-  [
-    /^(?:\/|unix:|rediss?:\/\/\/)/i,
-    'a unix socket cannot be used; give the host and port on which Redis listens',
-  ],
+  [/^(?:\/|unix:|rediss?:\/\/\/)/i, 'a unix socket cannot be used; give a host and a port'],
   [/^(?![a-z][a-z0-9+.-]*:\/\/)/i, 'it does not begin with redis:// or rediss://'],
-  [
-    /^[^:]*sentinel/i,
-    'Sentinel is not supported; give the address of the primary, or of a proxy that follows it',
-  ],
+  [/^[^:]*sentinel/i, 'Sentinel is not supported; give the address of the primary'],
   [/^(?!rediss?:)([^:]*)/i, 'its scheme is $1; write redis://, or rediss:// for TLS'],
   // With an unencoded / # or ? in the password, the part up to it is taken for the host.
   [
@@ -78,33 +71,28 @@ export class RedisUrl {
     return `not accepted, since ${problem}; expected ${REDIS_URL_FORM}`;
   }
 
-  /** The URL as ioredis takes it. */
-  get options() {
-    const { protocol, hostname, port, pathname, username, password } = this.#url;
-    const host = hostname.replaceAll(/^\[|\]$/g, '');
-    return {
-      host,
-      port: Number(port || 6379),
-      db: Number(pathname.slice(1)),
-      ...(username && { username: decodeURIComponent(username) }),
-      ...(password && { password: decodeURIComponent(password) }),
-      // An address is no server name: RFC 6066, section 3.
-      ...(protocol === 'rediss:' && { tls: ipaddr.isValid(host) ? {} : { servername: host } }),
-    };
+  /** With user and password, as ioredis takes it. */
+  get href(): string {
+    return this.#url.href;
+  }
+
+  get database(): number {
+    return Number(this.#url.pathname.slice(1));
   }
 
   /** Takes user and password out of a text. */
   redact(text: string): string {
-    const { username, password } = this.options;
     let said = text;
-    for (const secret of [password, username]) if (secret) said = said.replaceAll(secret, '***');
+    for (const secret of [this.#url.password, this.#url.username].map(decodeURIComponent)) {
+      if (secret !== '') said = said.replaceAll(secret, '***');
+    }
     return said;
   }
 
   /** Without user and password. */
   toString(): string {
-    const { port, db } = this.options;
-    return `${this.#url.protocol}//${this.#url.hostname}:${port}/${db}`;
+    const { protocol, hostname, port } = this.#url;
+    return `${protocol}//${hostname}:${port || 6379}/${this.database}`;
   }
 
   toJSON(): string {

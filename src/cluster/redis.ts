@@ -1,4 +1,4 @@
-/** The two connections to Redis: one for scripts, one that hears what other instances say. */
+/** The connection to Redis, which runs scripts and hears what other instances say. */
 import { Redis as Client } from 'ioredis';
 import type { RedisUrl } from './redis-url.ts';
 import { type Script, sources } from './scripts.ts';
@@ -10,15 +10,15 @@ export const SILENCE_MS = 3000;
 const CONNECT_TIMEOUT_MS = 2000;
 const RETRY_MS = 250;
 
+/** In the place of an instance: whatever is published to it goes to every instance. */
+export const ALL = 'all';
+
 /** What the cluster needs of Redis, so that the simulation of the tests can stand in for it. */
 export interface Redis {
-  /**
-   * Runs a script; with `beat`, the connection that hears messages has to answer, too. Rejects where no answer came in
-   * time; Redis does not run it later either.
-   */
+  /** Runs a script. Rejects where no answer came in time; Redis does not run it later either. */
   run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown>;
   close(): void;
-  /** Both connections are open, for the first time or again. */
+  /** The connection is open, for the first time or again. */
   onReady: () => void;
   onMessage: (text: string) => void;
   /** Redis is out of reach, or refuses to work, with the reason in one line. What was said meanwhile may be lost. */
@@ -28,14 +28,13 @@ export interface Redis {
 /** Messages of the library that say only that something went wrong before. */
 const FOLLOWS = /^(?:Connection is closed|Stream isn't|Command timed out|Socket timeout)/;
 
-export class RedisConnections implements Redis {
+export class RedisConnection implements Redis {
   onReady: () => void = () => {};
   onMessage: (text: string) => void = () => {};
   onLost: (reason: string) => void = () => {};
-  readonly #commands: Client;
-  readonly #subscriber: Client;
-  /** Those of the two that are open, the one in its database and the other with its subscription. */
-  readonly #open = new Set<Client>();
+  readonly #client: Client;
+  /** It is in its database, and has its subscriptions. */
+  #isOpen = false;
   /** Redis' clock minus this process', in milliseconds: a guess until the first beat. */
   #clockOffset = performance.timeOrigin;
   /** What Redis, or the way to it, last complained of, until a command works again. */
@@ -48,50 +47,46 @@ export class RedisConnections implements Redis {
   constructor(
     private readonly url: RedisUrl,
     private readonly inboxes: string,
-    id: string,
+    private readonly id: string,
   ) {
-    const options = {
-      ...url.options,
-      protocol: 2 as const,
+    this.#client = new Client(url.href, {
+      connectionName: 'amesh-relay',
       disableClientInfo: true,
+      scripts: sources,
+      // With this version a connection can have subscriptions and commands.
+      protocol: 3,
+      autoResubscribe: false,
       // A command that could not be sent at once is not sent at all.
       enableOfflineQueue: false,
       autoResendUnfulfilledCommands: false,
-      autoResubscribe: false,
       maxRetriesPerRequest: 0,
       commandTimeout: COMMAND_TIMEOUT_MS,
       socketTimeout: SILENCE_MS,
       connectTimeout: CONNECT_TIMEOUT_MS,
       retryStrategy: () => RETRY_MS,
       // A primary that became a replica: its name may lead to another one by now.
-      reconnectOnError: ({ message }: Error) => message.startsWith('READONLY'),
-    };
-    this.#commands = new Client({ ...options, connectionName: 'amesh-relay', scripts: sources });
-    this.#subscriber = new Client({ ...options, connectionName: 'amesh-relay-inbox' });
-    this.#subscriber.on('message', (_channel: string, text: string) => this.onMessage(text));
-    // The library goes on with database 0 where the one asked for does not exist.
-    this.#keepOpen(this.#commands, () => this.#commands.select(url.options.db));
-    this.#keepOpen(this.#subscriber, () => this.#subscriber.subscribe(inboxes + id));
-  }
-
-  /** Keeps a connection open. @param begin What has to work before anything else. */
-  #keepOpen(connection: Client, begin: () => Promise<unknown>): void {
-    connection.on('error', (error: Error) => this.#lost(error));
-    connection.on('close', () => {
-      this.#open.delete(connection);
+      reconnectOnError: ({ message }) => message.startsWith('READONLY'),
+    });
+    this.#client.on('message', (_channel: string, text: string) => this.onMessage(text));
+    this.#client.on('ready', () => void this.#begin());
+    this.#client.on('error', (error: Error) => this.#lost(error));
+    this.#client.on('close', () => {
+      this.#isOpen = false;
       this.#lost(new Error('Connection is closed.'));
     });
-    connection.on('ready', () =>
-      begin().then(
-        () => {
-          if (this.#open.add(connection).size === 2) this.onReady();
-        },
-        (error: Error) => {
-          this.#lost(error);
-          connection.disconnect(true);
-        },
-      ),
-    );
+  }
+
+  async #begin(): Promise<void> {
+    try {
+      // The library goes on with database 0 where the one asked for does not exist.
+      await this.#client.select(this.url.database);
+      await this.#client.subscribe(this.inboxes + this.id, this.inboxes + ALL);
+      this.#isOpen = true;
+      this.onReady();
+    } catch (error) {
+      this.#lost(error as Error);
+      this.#client.disconnect(true);
+    }
   }
 
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
@@ -100,17 +95,10 @@ export class RedisConnections implements Redis {
       script === 'beat'
         ? Number.MAX_SAFE_INTEGER
         : Math.floor(performance.now() + this.#clockOffset + COMMAND_TIMEOUT_MS);
-    const commands = this.#commands as unknown as Record<Script, (...args: unknown[]) => unknown>;
+    const scripts = this.#client as unknown as Record<Script, (...args: unknown[]) => unknown>;
     try {
-      if (this.#open.size < 2) throw new Error('Connection is closed.');
-      if (script === 'beat') await this.#subscriber.ping();
-      const answer = await commands[script](
-        keys.length,
-        ...keys,
-        deadline,
-        this.inboxes,
-        ...values,
-      );
+      if (!this.#isOpen) throw new Error('Connection is closed.');
+      const answer = await scripts[script](keys.length, ...keys, deadline, this.inboxes, ...values);
       // The answer took its time, so the true offset is a little more, and a deadline a little early.
       if (script === 'beat') this.#clockOffset = (answer as number[])[0]! - performance.now();
       this.#complaint = undefined;
@@ -122,12 +110,11 @@ export class RedisConnections implements Redis {
 
   /** What Redis says of its memory. */
   async memory(): Promise<string> {
-    return this.#commands.info('memory');
+    return this.#client.info('memory');
   }
 
   close(): void {
-    this.#commands.disconnect();
-    this.#subscriber.disconnect();
+    this.#client.disconnect();
   }
 
   /** Tells that something went wrong, with what Redis itself said of it where it said anything. */
