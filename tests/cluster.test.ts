@@ -652,6 +652,12 @@ describe.skipIf(!redisServer)('Redis fails', () => {
     ['is full', ['--maxmemory', '1'], ({ url }) => url, 'OOM'],
     ['is a replica', ['--replicaof', '127.0.0.1 1'], ({ url }) => url, 'READONLY'],
     ['has no such database', [], ({ url }) => `${url}/999`, 'out of range'],
+    [
+      'has no RESP3',
+      ['--rename-command', 'HELLO', ''],
+      ({ url }) => url,
+      "unknown command 'hello'",
+    ],
     ['speaks no TLS', [], ({ url }) => url.replace('redis:', 'rediss:'), ''],
   ];
   test('at the start: one clear line says what is wrong, never a password, and the exit code is 1', async () => {

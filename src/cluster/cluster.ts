@@ -1,7 +1,7 @@
 /**
  * Many instances as one relay. Redis knows which instance owns which code and token id (`scripts.ts`), and carries what
- * instances say to each other (`messages.ts`). The instance that a target, or a watcher, is connected to owns its session or
- * watch, and is the only one to change it. Whoever comes to it from another instance comes over a link (`links.ts`).
+ * instances say to each other (`messages.ts`). The instance that a target is connected to owns its session, and that of
+ * a watcher its watch; no other changes it. Whoever comes to it from another instance comes over a link (`links.ts`).
  */
 import { networksOf } from '../admission/limits.ts';
 import { BURNT_TTL_MS, WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
@@ -33,21 +33,22 @@ type Owned = Session | Watch;
 
 /** `instance.number`, never given again: which instance owns something, and which thing of its own it is. */
 const CLAIM = /^[\w-]+\.\d+$/;
+const ownerOf = (claim: string): string => claim.slice(0, claim.indexOf('.'));
+
 const hash = (jti: string): string =>
   Buffer.from(Bun.SHA256.hash(jti).buffer).toString('base64url').slice(0, 22);
-
-const ownerOf = (claim: string): string => claim.slice(0, claim.indexOf('.'));
 
 /** A claim of this instance: its key in Redis, and what holds it. */
 interface Claimed {
   readonly key: string;
-  /** Undefined while Redis is asked for the claim, and from its end until Redis has released it. */
+  /** Undefined from its end until Redis has released the claim. */
   what: Owned | undefined;
 }
 
 export class Cluster implements ClusterOfSockets {
   readonly #links: Links;
   readonly #claims = new Map<string, Claimed>();
+  /** The other way round: the claim by which something is held. */
   readonly #claimOf = new WeakMap<Owned, string>();
   #lastName = 0;
   #isUp = false;

@@ -53,7 +53,7 @@ export class RedisConnection implements Redis {
       connectionName: 'amesh-relay',
       disableClientInfo: true,
       scripts: sources,
-      // With this version a connection can have subscriptions and commands.
+      // With this version of the protocol a connection can have subscriptions and run commands.
       protocol: 3,
       autoResubscribe: false,
       // A command that could not be sent at once is not sent at all.
@@ -78,6 +78,8 @@ export class RedisConnection implements Redis {
 
   async #begin(): Promise<void> {
     try {
+      // Without it the library goes on with version 2, and fails at the first command after the subscription.
+      await this.#client.hello(3);
       // The library goes on with database 0 where the one asked for does not exist.
       await this.#client.select(this.url.database);
       await this.#client.subscribe(this.inboxes + this.id, this.inboxes + ALL);
