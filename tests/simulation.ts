@@ -3,7 +3,8 @@
  * cluster, with everything between them (sockets, Redis, the network, crashes) played from a seed. The same seed plays
  * the same story.
  */
-import { BEAT_MS, Cluster } from '../src/cluster/cluster.ts';
+import { Cluster } from '../src/cluster/cluster.ts';
+import { BEAT_MS } from '../src/cluster/links.ts';
 import { ALL, type Redis, SILENCE_MS } from '../src/cluster/redis.ts';
 import { type Config, readOptions } from '../src/config.ts';
 import { Connection } from '../src/connection.ts';

@@ -12,14 +12,12 @@ import { hideBurned } from '../pairing/sessions.ts';
 import type { Peer, Session, Watch } from '../peer.ts';
 import type { Cluster as ClusterOfSockets, Sockets } from '../socket.ts';
 import { type ErrorCode, isReason, type RejectReason } from '../wire/codes.ts';
-import { Guest, Links, Tunnel } from './links.ts';
+import { BEAT_MS, Guest, Links, Tunnel } from './links.ts';
 import { type Item, readMessage } from './messages.ts';
 import { ALL, RedisConnection, type Redis } from './redis.ts';
 import { RedisError, type RedisUrl } from './redis-url.ts';
 import type { Script } from './scripts.ts';
 
-/** How often an instance asks whether Redis, and the instances that it has to do with, are there. Milliseconds. */
-export const BEAT_MS = 500;
 /** Claims that are put right at once when Redis is back. */
 const BATCH = 500;
 /** What a used token id takes in Redis: 129 bytes, measured on Redis 7.0 with 100,000 of them. */
