@@ -6,13 +6,24 @@ import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { announce, connect } from '../src/client/client.ts';
+import {
+  lineOf,
+  MIN_EVERY_SECONDS,
+  repeat,
+  type Report,
+  type Run,
+  createRuns,
+  Tally,
+} from '../src/check/every.ts';
+import { serveRegistry } from '../src/observe/metrics.ts';
+import { Probe } from '../src/check/probe.ts';
 import type { RelayOptions } from '../src/config.ts';
 import { createRelayServer } from '../src/index.ts';
 import type { ProblemCode } from '../src/check/problems.ts';
-import type { Step } from '../src/check/steps.ts';
+import { checkIdle, checkWire, type Reporter, type Step, takeAll } from '../src/check/steps.ts';
 import { generate } from 'selfsigned';
 import { startPrivateRelay } from './private-relay.ts';
-import { freePorts, startRelay as startTestRelay } from './support.ts';
+import { freePorts, startRelay as startTestRelay, within } from './support.ts';
 
 // One step may wait ten seconds for an answer.
 setDefaultTimeout(20_000);
@@ -47,7 +58,9 @@ async function check(args: string[], environment?: Record<string, string>): Prom
   return { exit: await child.exited, ok, steps, problem };
 }
 
-async function startRelay(options: RelayOptions = {}): Promise<{ url: string; port: number }> {
+async function startRelay(
+  options: RelayOptions = {},
+): Promise<{ url: string; port: number; stop: () => Promise<void> }> {
   const relay = await createRelayServer({
     port: 0,
     host: '127.0.0.1',
@@ -56,7 +69,7 @@ async function startRelay(options: RelayOptions = {}): Promise<{ url: string; po
     ...options,
   });
   cleanUps.push(() => relay.stop());
-  return relay.start();
+  return { ...(await relay.start()), stop: () => relay.stop() };
 }
 
 function serve(answer: (request: Request) => Response): string {
@@ -263,6 +276,12 @@ describe('no relay to be had', () => {
       ['wss://relay.example.com/ws?token=secret-secret-secret#x'],
       ['--wait', 'long'],
       ['--loud'],
+      ['--every', '14'],
+      ['--every', '3601'],
+      ['--every', 'minute'],
+      ['--every', '60', '--idle', '60'],
+      ['--every', '60', '--metrics-port', '99999'],
+      ['--metrics-port', '9092'],
       ['ws://a/ws', 'ws://b/ws'],
     ];
     const tries = wrong.map(async (args) => {
@@ -743,3 +762,187 @@ test.skipIf(!canUnshare)(
     expect(outcomes[0]?.steps[1]?.found).toContain('no route from here to 2001:db8::1');
   },
 );
+
+describe('--every', () => {
+  /** What one run of the command does, without the time that it would leave a socket quiet. */
+  async function look(url: string, { idle = false } = {}): Promise<Report> {
+    const steps: Step[] = [];
+    const reporter: Reporter = { begin: () => {}, end: (step) => steps.push(step) };
+    const ok =
+      (await takeAll(reporter, new Probe(new URL(url)).steps())) &&
+      (await checkWire(url, reporter)) &&
+      (!idle || (await checkIdle(url, 1, reporter, AbortSignal.abort())));
+    return { ok, steps };
+  }
+
+  /** Repeats a check so many times; `between` happens in each pause. */
+  async function repeated(
+    count: number,
+    check: () => Promise<Report>,
+    between: (ms: number, run: number) => unknown = () => {},
+  ): Promise<Run[]> {
+    const stop = new AbortController();
+    const runs: Run[] = [];
+    const onRun = (run: Run): void => {
+      if (runs.push(run) === count) stop.abort();
+    };
+    const pause = async (ms: number): Promise<unknown> => between(ms, runs.length);
+    await repeat(MIN_EVERY_SECONDS * 1000, check, onRun, stop.signal, pause);
+    return runs;
+  }
+
+  test('as often as it may, it stays within the limits of a relay for one address', async () => {
+    const relay = await startTestRelay();
+    const check = () => look(relay.url, { idle: true });
+    const runs = await repeated(9, check, () => relay.pass(MIN_EVERY_SECONDS * 1000));
+    expect(runs.map(lineOf).filter((line) => !/Z  ok +\S+ m?s$/.test(line))).toEqual([]);
+    expect(relay.sockets.stats.refusals.rate_limited).toBe(0);
+    // There is no room for two runs more in the same minute.
+    const hasty = await repeated(3, check, () => relay.pass(1000));
+    expect(hasty.map(({ steps }) => steps.at(-1)?.problem)).toContain('rate_limited');
+  });
+
+  test('where instances do not know each other, it says so each time, and is not held off for it', async () => {
+    // A run opens seven connections. The last, that of the controller, leads to an instance that knows nothing of the code.
+    const [first, second] = await Promise.all([startTestRelay(), startTestRelay()]);
+    let next = 0;
+    const proxy = net.createServer((client) => {
+      const { port } = ++next % 7 === 0 ? second : first;
+      const upstream = net.connect(port, '127.0.0.1');
+      client.pipe(upstream).pipe(client);
+      for (const socket of [client, upstream]) socket.on('error', () => socket.destroy());
+    });
+    proxy.listen(0, '127.0.0.1');
+    await once(proxy, 'listening');
+    cleanUps.push(() => proxy.close());
+    const url = `ws://127.0.0.1:${(proxy.address() as net.AddressInfo).port}/ws`;
+    const runs = await repeated(
+      7,
+      () => look(url),
+      () => [first, second].map((relay) => relay.pass(MIN_EVERY_SECONDS * 1000)),
+    );
+    expect(runs.map(({ steps }) => steps.at(-1)?.problem)).toEqual(
+      Array(7).fill('instances_apart'),
+    );
+    expect(second.sockets.stats.refusals.otc_not_found).toBe(7);
+  });
+
+  test('a relay that goes away and comes back; runs begin at whole multiples of the time', async () => {
+    const first = await startRelay();
+    const pauses: number[] = [];
+    const metrics = await createRuns();
+    const server = serveRegistry(metrics.registry, '127.0.0.1', 0);
+    cleanUps.push(server.stop);
+    const scrape = async (): Promise<string> =>
+      (await fetch(`http://127.0.0.1:${server.port}/metrics`)).text();
+    const before = await scrape();
+    expect(before).not.toMatch(/^amesh_relay_check_(?:success|last_run_timestamp_seconds) /m);
+    expect(before).toContain('amesh_relay_check_runs_total{result="failed"} 0');
+
+    const tally = new Tally();
+    const relays = [first];
+    const scraped: string[] = [];
+    const check = async (): Promise<Report> => look(first.url);
+    const runs = await repeated(3, check, async (ms, run) => {
+      pauses.push(ms);
+      if (run === 1) await relays[0]?.stop();
+      if (run === 2) relays.push(await startRelay({ port: first.port }));
+    });
+    for (const run of runs) {
+      tally.add(run);
+      metrics.record(run);
+      scraped.push(await scrape());
+    }
+    expect(runs.map(({ ok }) => ok)).toEqual([true, false, true]);
+    expect(lineOf(runs[1] as Run)).toMatch(
+      /^20\S+Z  failed +\S+ ms  Connected: port \d+ .+ \(refused\)$/,
+    );
+    expect(scraped.map((text) => /^amesh_relay_check_success (\d)$/m.exec(text)?.[1])).toEqual([
+      '1',
+      '0',
+      '1',
+    ]);
+    const [, failed = '', last = ''] = scraped;
+    expect(last).toContain('amesh_relay_check_step_seconds{step="roundtrips"}');
+    expect(failed).not.toContain('roundtrips');
+    expect(last).toContain('amesh_relay_check_runs_total{result="ok"} 2');
+    expect(last).toContain('amesh_relay_check_runs_total{result="failed"} 1');
+    const ended = Number(/^amesh_relay_check_last_run_timestamp_seconds (\S+)$/m.exec(last)?.[1]);
+    expect(Math.abs(Date.now() / 1000 - ended)).toBeLessThan(60);
+    expect(new Set([...last.matchAll(/(\w+)="/g)].map(([, label]) => label))).toEqual(
+      new Set(['step', 'result']),
+    );
+    const times = [runs[0]?.ms as number, runs[2]?.ms as number];
+    expect(tally.summary).toMatchObject({ runs: 3, failures: 1, slowestMs: Math.max(...times) });
+    for (const ms of pauses) expect(ms).toBeWithin(1, MIN_EVERY_SECONDS * 1000);
+
+    const promtool = Bun.which('promtool');
+    if (!promtool) console.warn('check: metrics not tried with promtool, since there is none');
+    else {
+      const tool = Bun.spawnSync([promtool, 'check', 'metrics'], { stdin: Buffer.from(last) });
+      expect([String(tool.stdout), String(tool.stderr), tool.exitCode]).toEqual(['', '', 0]);
+    }
+  });
+
+  /** The command, its first run, and what it says when it is told to stop. */
+  async function stopped(signal: NodeJS.Signals, ...args: string[]) {
+    const child = run(args);
+    let text = '';
+    let isStopped = false;
+    for await (const chunk of child.stdout.pipeThrough(new TextDecoderStream())) {
+      text += chunk;
+      if (isStopped || !/^.*(?:"ok":|Z  \w+).*\n/m.test(text)) continue;
+      isStopped = true;
+      child.kill(signal);
+    }
+    return { lines: text.trimEnd().split('\n'), exit: await child.exited };
+  }
+
+  test('a summary at SIGINT, in words', async () => {
+    const { url } = await startRelay();
+    const [port] = freePorts(1) as [number];
+    const args = [url, '--every', '60', '--metrics-port', String(port)];
+    const { lines, exit } = await stopped('SIGINT', ...args);
+    expect(lines).toEqual([
+      `Checking ${url} from here every 60 s, with metrics on port ${port}`,
+      expect.stringMatching(/^20\d\d-\S+Z  ok +\S+ m?s$/),
+      expect.stringMatching(/^1 run in \d+ s, none failed; median \S+ m?s, slowest \S+ m?s$/),
+    ]);
+    expect(exit).toBe(0);
+  });
+
+  test('a summary at SIGTERM, as JSON: 1 since a run failed', async () => {
+    const [port] = freePorts(1) as [number];
+    const url = `ws://127.0.0.1:${port}/ws`;
+    const { lines, exit } = await stopped('SIGTERM', url, '--every', '60', '--json');
+    const [first, last] = lines.map((line) => JSON.parse(line) as object);
+    expect(lines).toHaveLength(2);
+    expect(first).toMatchObject({
+      url,
+      ok: false,
+      steps: [{ name: 'name' }, { problem: 'refused' }],
+    });
+    expect(Object.keys(first as object)).toEqual(['url', 'time', 'ms', 'ok', 'steps']);
+    expect(last).toEqual({
+      summary: {
+        runs: 1,
+        failures: 1,
+        medianMs: null,
+        slowestMs: null,
+        seconds: expect.any(Number),
+      },
+    });
+    expect(exit).toBe(1);
+  });
+
+  test('a port for metrics that cannot be had is one clear line', async () => {
+    const { port } = await startRelay();
+    const child = run(['--every', '60', '--metrics-port', String(port)], {
+      METRICS_HOST: '127.0.0.1',
+    });
+    expect(await within(child.stderr.text(), 'the error')).toBe(
+      `amesh-relay: --metrics-port: cannot listen on port ${port} of 127.0.0.1 (EADDRINUSE)\n`,
+    );
+    expect(await child.exited).toBe(1);
+  });
+});

@@ -1,6 +1,7 @@
 /** deploy/prometheus, by Prometheus' own promtool, and against the metrics that the relay has. */
 import { describe, expect, test } from 'bun:test';
 import { join } from 'node:path';
+import { createRuns } from '../src/check/every.ts';
 import { createRegistry } from '../src/observe/metrics.ts';
 import { startRelay, type TestRelay } from './support.ts';
 
@@ -21,9 +22,10 @@ const { rules } = (Bun.YAML.parse(await read('alerts.yml')) as Alerts)
   .groups[0] as Alerts['groups'][0];
 const cases = (Bun.YAML.parse(await read('alerts.test.yml')) as Tests).tests;
 
-/** Each metric of the relay with the values that its labels have. */
+/** Each metric of the relay and of the check with the values that its labels have. */
 async function metrics(relay: TestRelay): Promise<Map<string, Set<string>>> {
-  const all = await createRegistry(relay.sockets).getMetricsAsJSON();
+  const registries = [createRegistry(relay.sockets), (await createRuns()).registry];
+  const all = (await Promise.all(registries.map((it) => it.getMetricsAsJSON()))).flat();
   return new Map(
     all.map(({ name, values }) => [
       name,
@@ -47,8 +49,9 @@ test('every metric and every label of an alert exists', async () => {
   }
   // Each is named with its job.
   for (const { expr } of rules) {
-    for (const [, after] of expr.matchAll(/\bamesh_relay_\w+(.{18})/g)) {
-      expect(after).toBe('{job="amesh-relay"');
+    for (const [, name = '', after] of expr.matchAll(/\b(amesh_relay_\w+)(\{job="[^"]*")?/g)) {
+      const job = name.startsWith('amesh_relay_check_') ? 'amesh-relay-check' : 'amesh-relay';
+      expect(after).toBe(`{job="${job}"`);
     }
   }
 });

@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs, stripVTControlCharacters, styleText } from 'node:util';
 import { ConfigError, readEnvironment } from '../config.ts';
-import { checkEvery, MIN_EVERY_SECONDS, type Report } from './every.ts';
+import { checkEvery, type Endpoint, MIN_EVERY_SECONDS, type Report } from './every.ts';
 import { Probe } from './probe.ts';
 import {
   checkIdle,
@@ -72,8 +72,7 @@ export async function check(args: string[]): Promise<number> {
   };
   const screen = values.json || every ? undefined : new Screen(shownUrl, process.stdout);
   if (wait > 0) await untilUp(url, wait, screen);
-  if (every)
-    return checkEvery(every, { url: shownUrl, check: look }, { json: values.json, metrics });
+  if (every) return checkEvery(every, look, { url: shownUrl, json: values.json, metrics });
   const { ok, steps } = await look(screen);
   if (screen) screen.conclude(ok);
   else process.stdout.write(`${JSON.stringify({ url: shownUrl, ok, steps }, null, 2)}\n`);
@@ -120,10 +119,7 @@ function readSeconds(
 const usage = (message: string): Error => new ConfigError(`check: ${message}`);
 
 /** Where a probe serves its metrics: at METRICS_HOST or else HOST, as the relay does. */
-function readMetricsPort(
-  text: string | undefined,
-  isProbe: boolean,
-): { host: string; port: number } | undefined {
+function readMetricsPort(text: string | undefined, isProbe: boolean): Endpoint | undefined {
   if (text === undefined) return undefined;
   if (!isProbe) throw usage('--metrics-port: got no --every; expected both, or neither');
   const { HOST, METRICS_HOST } = process.env;

@@ -1,6 +1,7 @@
 /** `amesh-relay check --every`: a probe that runs all day. It reports each run as a line and as metrics, then a summary. */
 import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Registry } from 'prom-client';
 import { ListenError } from '../relay.ts';
 import { durationText, type Step, stepTitles } from './steps.ts';
 
@@ -13,6 +14,12 @@ export const MIN_EVERY_SECONDS = 15;
 
 /** The median is that of the latest runs, at most so many. */
 const MAX_TIMES = 10_000;
+
+/** Where metrics are served. */
+export interface Endpoint {
+  host: string;
+  port: number;
+}
 
 /** What one check found. */
 export interface Report {
@@ -71,8 +78,10 @@ export class Tally {
 
   add({ ok, ms }: Run): void {
     this.#runs += 1;
-    if (!ok) this.#failures += 1;
-    if (!ok) return;
+    if (!ok) {
+      this.#failures += 1;
+      return;
+    }
     if (this.#times.push(ms) > MAX_TIMES) this.#times.shift();
     this.#slowestMs = Math.max(ms, this.#slowestMs ?? 0);
   }
@@ -106,36 +115,31 @@ export function lineOf(run: Run): string {
   return [line, ...problems].join('  ');
 }
 
-/** The metrics of the probe, on a port of their own. No label says anything about a device or an address. */
-export async function serveRuns(
-  hostname: string,
-  port: number,
-): Promise<{ port: number; record: (run: Run) => void; stop: () => Promise<void> }> {
+/** The metrics of the probe, and what tells them of a run. No label says anything about a device or an address. */
+export async function createRuns(): Promise<{ registry: Registry; record: (run: Run) => void }> {
   const { Counter, Gauge, Registry } = await import('prom-client');
-  const { serveRegistry } = await import('../observe/metrics.ts');
   const registry = new Registry();
   const registers = [registry];
-  const success = new Gauge({
-    name: 'amesh_relay_check_success',
-    help: '1 if a device would have got through in the last run, 0 if not.',
-    registers,
-  });
-  const seconds = new Gauge({
-    name: 'amesh_relay_check_step_seconds',
-    help: 'How long each step of the last run took.',
-    registers,
-    labelNames: ['step'],
-  });
+  const gauge = (name: string, help: string, labelNames: string[] = []) =>
+    new Gauge({ name, help, registers, labelNames });
+  const success = gauge(
+    'amesh_relay_check_success',
+    '1 if a device would have got through in the last run, 0 if not.',
+  );
+  const seconds = gauge(
+    'amesh_relay_check_step_seconds',
+    'How long each step of the last run took.',
+    ['step'],
+  );
+  const last = gauge(
+    'amesh_relay_check_last_run_timestamp_seconds',
+    'When the last run ended, in seconds since 1970.',
+  );
   const runs = new Counter({
     name: 'amesh_relay_check_runs_total',
     help: 'Runs, by the result of the worst step.',
     registers,
     labelNames: ['result'],
-  });
-  const last = new Gauge({
-    name: 'amesh_relay_check_last_run_timestamp_seconds',
-    help: 'When the last run ended, in seconds since 1970.',
-    registers,
   });
   // Before the first run there is nothing to tell; a 0 would be a failure.
   success.remove();
@@ -148,47 +152,53 @@ export async function serveRuns(
     runs.inc({ result: resultOf(run) });
     last.setToCurrentTime();
   };
+  return { registry, record };
+}
+
+/** @throws {ListenError} Where the port cannot be had. */
+async function serve(registry: Registry, host: string, port: number): Promise<number> {
+  const { serveRegistry } = await import('../observe/metrics.ts');
   try {
-    return { ...serveRegistry(registry, hostname, port), record };
+    return serveRegistry(registry, host, port).port;
   } catch (error) {
     const { code } = error as { code?: string };
-    throw new ListenError(`--metrics-port: cannot listen on port ${port} of ${hostname} (${code})`);
+    throw new ListenError(`--metrics-port: cannot listen on port ${port} of ${host} (${code})`);
   }
 }
 
 /**
- * Repeats a check until SIGINT or SIGTERM.
- * @param check The check, with the URL as it may be shown.
- * @param metrics Where to serve metrics; undefined for nowhere.
+ * Repeats a check until SIGINT or SIGTERM, and prints a line a run and a summary.
+ * @param url As it may be shown.
+ * @param metrics Where metrics are to be served, if they are.
  * @returns 0 if no run failed, otherwise 1.
  */
 export async function checkEvery(
   seconds: number,
-  { url, check }: { url: string; check: () => Promise<Report> },
-  { json, metrics }: { json: boolean; metrics: { host: string; port: number } | undefined },
+  check: () => Promise<Report>,
+  { url, json, metrics }: { url: string; json: boolean; metrics?: Endpoint | undefined },
 ): Promise<number> {
   const stop = new AbortController();
   const stopped = once(stop.signal, 'abort');
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => stop.abort());
   const say = (text: string): void => void process.stdout.write(`${text}\n`);
-  const served = metrics && (await serveRuns(metrics.host, metrics.port));
-  const where = served ? `, with metrics on port ${served.port}` : '';
+  const counted = metrics && (await createRuns());
+  const port = counted && (await serve(counted.registry, metrics.host, metrics.port));
+  const where = port === undefined ? '' : `, with metrics on port ${port}`;
   if (!json) say(`Checking ${url} from here every ${seconds} s${where}`);
   const tally = new Tally();
   const onRun = (run: Run): void => {
     tally.add(run);
-    served?.record(run);
+    counted?.record(run);
     say(json ? JSON.stringify({ url, ...run }) : lineOf(run));
   };
   await Promise.race([repeat(seconds * 1000, check, onRun, stop.signal), stopped]);
   const { summary } = tally;
-  const { runs, failures, medianMs, slowestMs } = summary;
-  const times =
-    medianMs === null || slowestMs === null
-      ? ''
-      : `; median ${durationText(medianMs)}, slowest ${durationText(slowestMs)}`;
-  if (json) say(JSON.stringify({ summary }));
-  else
-    say(`${runs} run${runs === 1 ? '' : 's'} in ${summary.seconds} s, ${failures} failed${times}`);
-  return failures > 0 ? 1 : 0;
+  say(json ? JSON.stringify({ summary }) : textOf(summary));
+  return summary.failures > 0 ? 1 : 0;
+}
+
+function textOf({ runs, failures, medianMs, slowestMs, seconds }: Summary): string {
+  const text = `${runs} run${runs === 1 ? '' : 's'} in ${seconds} s, ${failures || 'none'} failed`;
+  if (medianMs === null || slowestMs === null) return text;
+  return `${text}; median ${durationText(medianMs)}, slowest ${durationText(slowestMs)}`;
 }
