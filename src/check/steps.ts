@@ -73,12 +73,13 @@ export async function takeAll(reporter: Reporter, tasks: Task[]): Promise<boolea
         found: hasFailed ? problem : new Problem('rate_limited', `left out: ${problem.found}`),
       };
     });
-    const step = { name, ms: round(performance.now() - start), ...(facts && { facts }) };
-    if (typeof found === 'string') reporter.end({ ...step, status: 'ok', found });
+    const ms = round(performance.now() - start);
+    const told = facts && { facts };
+    if (typeof found === 'string') reporter.end({ name, status: 'ok', ms, found, ...told });
     else {
       const { code: problem, means, change } = found;
       const status = hasFailed ? 'failed' : 'warning';
-      reporter.end({ ...step, status, found: found.found, problem, means, change });
+      reporter.end({ name, status, ms, found: found.found, problem, means, change, ...told });
     }
     if (hasFailed) return false;
   }
