@@ -4,6 +4,7 @@ import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
 import type { Log } from './observe/log.ts';
 import { TlsError } from './relay.ts';
+import { Reloader } from './reloader.ts';
 
 /** How often a certificate that is about to end is warned of, in milliseconds: once a day. */
 const WARN_EVERY_MS = 86_400_000;
@@ -25,11 +26,9 @@ interface Validity {
  * not matter how a renewal puts them there: written in place, renamed, or behind a symbolic link that now leads elsewhere.
  */
 export class Certificate {
-  /** What was wrong with the files when they were read last. */
-  #problem: string | undefined;
   /** What was last said of the certificate's end, and when. */
   #warned: { message: string; at: number } | undefined;
-  #isReading = false;
+  readonly #reloader: Reloader;
 
   private constructor(
     private readonly certFile: string,
@@ -37,7 +36,10 @@ export class Certificate {
     private readonly log: Log,
     /** The pair in service. */
     public files: TlsFiles,
-  ) {}
+    private validity: Validity,
+  ) {
+    this.#reloader = new Reloader(log, 'The certificate read before stays in service');
+  }
 
   /**
    * @param certFile The path from TLS_CERT_FILE.
@@ -52,15 +54,15 @@ export class Certificate {
     now: number,
   ): Promise<Certificate> {
     const files = await readFiles(certFile, keyFile);
-    checkFiles(files, certFile, keyFile);
-    const certificate = new Certificate(certFile, keyFile, log, files);
+    const validity = checkFiles(files, certFile, keyFile);
+    const certificate = new Certificate(certFile, keyFile, log, files, validity);
     certificate.#warnOfEnd(now);
     return certificate;
   }
 
   /** When the certificate in service ends, in seconds of Unix time. */
   get notAfter(): number {
-    return validityOf(this.files).to / 1000;
+    return this.validity.to / 1000;
   }
 
   /**
@@ -70,34 +72,22 @@ export class Certificate {
    * @param serve Listens with the pair. Where it throws, the old one stays.
    */
   async renew(now: number, serve: (files: TlsFiles) => void): Promise<void> {
-    // On a hung file system one look waits, not more with each turn.
-    if (this.#isReading) return;
-    this.#isReading = true;
-    try {
+    await this.#reloader.run(async () => {
       const files = await readFiles(this.certFile, this.keyFile);
-      if (!Bun.deepEquals(files, this.files)) {
-        checkFiles(files, this.certFile, this.keyFile);
-        serve(files);
-        this.files = files;
-        this.#warned = undefined;
-        const notAfter = new Date(validityOf(files).to).toISOString();
-        this.log.info('the certificate has changed', { notAfter });
-      }
-      this.#problem = undefined;
-    } catch (error) {
-      const problem = (error as Error).message;
-      if (problem !== this.#problem) {
-        this.log.warn(`${problem}. The certificate read before stays in service`);
-      }
-      this.#problem = problem;
-    } finally {
-      this.#isReading = false;
-    }
+      if (Bun.deepEquals(files, this.files)) return;
+      const validity = checkFiles(files, this.certFile, this.keyFile);
+      serve(files);
+      this.files = files;
+      this.validity = validity;
+      this.#warned = undefined;
+      const notAfter = new Date(validity.to).toISOString();
+      this.log.info('the certificate has changed', { notAfter });
+    });
     this.#warnOfEnd(now);
   }
 
   #warnOfEnd(now: number): void {
-    const validity = validityOf(this.files);
+    const { validity } = this;
     const message = endWarning(validity, now);
     const isSaid =
       this.#warned?.message === message && now - (this.#warned?.at ?? 0) < WARN_EVERY_MS;
@@ -116,20 +106,16 @@ export function endWarning({ from, to }: Validity, now: number): string | undefi
   return undefined;
 }
 
-function validityOf({ cert }: TlsFiles): Validity {
-  const { validFromDate, validToDate } = new X509Certificate(cert);
-  return { from: validFromDate.getTime(), to: validToDate.getTime() };
-}
-
 async function readFiles(certFile: string, keyFile: string): Promise<TlsFiles> {
   return { cert: await read('TLS_CERT_FILE', certFile), key: await read('TLS_KEY_FILE', keyFile) };
 }
 
 /**
  * Makes sure that Bun can serve with what the files hold, PEM each: its own errors name neither file nor setting.
+ * @returns When the certificate is valid.
  * @throws {TlsError}
  */
-function checkFiles({ cert, key }: TlsFiles, certFile: string, keyFile: string): void {
+function checkFiles({ cert, key }: TlsFiles, certFile: string, keyFile: string): Validity {
   const certificate = parse(
     'TLS_CERT_FILE',
     certFile,
@@ -145,6 +131,8 @@ function checkFiles({ cert, key }: TlsFiles, certFile: string, keyFile: string):
     );
   }
   parse('TLS_CERT_FILE', certFile, 'certificate chain', () => createSecureContext({ cert, key }));
+  const { validFromDate, validToDate } = certificate;
+  return { from: validFromDate.getTime(), to: validToDate.getTime() };
 }
 
 async function read(setting: string, file: string): Promise<string> {

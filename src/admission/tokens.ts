@@ -4,6 +4,7 @@
  */
 import type { Log } from '../observe/log.ts';
 import { TokensError } from '../relay.ts';
+import { Reloader } from '../reloader.ts';
 import { readSecretFile } from '../secret-file.ts';
 import { type AccessToken, parseTokens } from './access-token.ts';
 import type { Attempts } from './limits.ts';
@@ -31,16 +32,18 @@ const TOO_MANY: Refused = {
 
 export class AccessTokens {
   #tokens: readonly AccessToken[] = [];
-  /** The last read of the file: the hash of its text, and what was wrong with it. */
-  #lastRead: { digest: string; problem?: string } | undefined;
-  #isReading = false;
+  /** The hash of the file's text. A file that was broken has none, so that it counts as changed when it is mended. */
+  #digest: string | undefined;
+  readonly #reloader: Reloader;
 
   private constructor(
     private readonly own: AccessToken | undefined,
     private readonly file: string | undefined,
     private readonly log: Log,
     private readonly onNames: (names: string[]) => void,
-  ) {}
+  ) {
+    this.#reloader = new Reloader(log, 'The tokens read before stay valid');
+  }
 
   /**
    * @param token From AMESH_ACCESS_TOKEN.
@@ -57,11 +60,7 @@ export class AccessTokens {
   ): Promise<AccessTokens | undefined> {
     if (!token && file === undefined) return undefined;
     const tokens = new AccessTokens(token, file, log, onNames);
-    try {
-      await tokens.#readFile();
-    } catch (error) {
-      throw new TokensError(`AMESH_ACCESS_TOKENS_FILE: ${file}: ${(error as Error).message}`);
-    }
+    await tokens.#readFile();
     return tokens;
   }
 
@@ -95,36 +94,31 @@ export class AccessTokens {
    * and one warning is logged. Open sockets are not affected.
    */
   async reload(): Promise<void> {
-    // If the file system hangs, only one read waits, instead of one more each second.
-    if (this.file === undefined || this.#isReading) return;
-    this.#isReading = true;
-    try {
+    if (this.file === undefined) return;
+    await this.#reloader.run(async () => {
       if (await this.#readFile()) {
         this.log.info('the access tokens have changed', { tokens: this.#tokens.length });
       }
-    } catch (error) {
-      const problem = (error as Error).message;
-      if (problem !== this.#lastRead?.problem) {
-        this.log.warn(
-          `AMESH_ACCESS_TOKENS_FILE: ${this.file}: ${problem}. The tokens read before stay valid`,
-        );
-      }
-      this.#lastRead = { digest: '', problem };
-    } finally {
-      this.#isReading = false;
-    }
+    });
   }
 
   /** @returns Whether the file has changed since the last read. */
   async #readFile(): Promise<boolean> {
     const own = this.own ? [this.own] : [];
-    const text = this.file === undefined ? '' : await readSecretFile(this.file);
-    const digest = Bun.SHA256.hash(text, 'hex');
-    if (digest === this.#lastRead?.digest) return false;
-    this.#tokens = this.file === undefined ? own : [...own, ...parseTokens(text)];
-    this.#lastRead = { digest };
-    this.onNames(this.#tokens.map(({ name }) => name));
-    return true;
+    const before = this.#digest;
+    this.#digest = undefined;
+    try {
+      const text = this.file === undefined ? '' : await readSecretFile(this.file);
+      const digest = Bun.SHA256.hash(text, 'hex');
+      if (digest !== before) {
+        this.#tokens = this.file === undefined ? own : [...own, ...parseTokens(text)];
+        this.onNames(this.#tokens.map(({ name }) => name));
+      }
+      this.#digest = digest;
+      return digest !== before;
+    } catch (error) {
+      throw new TokensError(`AMESH_ACCESS_TOKENS_FILE: ${this.file}: ${(error as Error).message}`);
+    }
   }
 }
 
