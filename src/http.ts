@@ -32,6 +32,9 @@ type Environment = {
   Bindings: { requestIP?: (request: Request) => { address: string } | null };
 };
 
+/** The paths that platforms and monitors ask again and again. */
+export const PROBES = ['/health', '/livez'];
+
 /** The longest path that is accepted, in characters. The longest route is `/health`. */
 const MAX_PATH = 256;
 /** How much of an `Accept` header is read, in characters. Browsers name `text/html` first. */
@@ -118,7 +121,7 @@ export function createApp({ health, page, callers, isTls, isPrivate }: AppOption
   });
 
   // These hold nothing private, so a status page on any other site may read them.
-  for (const path of page ? ['/health', '/livez', '/'] : ['/health', '/livez']) {
+  for (const path of page ? [...PROBES, '/'] : PROBES) {
     app.use(path, cors({ origin: '*', allowMethods: ['GET', 'HEAD'], allowHeaders: ['*'] }));
   }
 
@@ -177,7 +180,7 @@ export function createApp({ health, page, callers, isTls, isPrivate }: AppOption
     (c) => json(c, { error: 'upgrade_failed', message: 'The WebSocket handshake failed.' }, 400),
   );
 
-  for (const path of page ? ['/health', '/livez', '/ws', '/'] : ['/health', '/livez', '/ws']) {
+  for (const path of page ? [...PROBES, '/ws', '/'] : [...PROBES, '/ws']) {
     app.all(path, (c) => {
       c.header('allow', 'GET, HEAD');
       return json(c, { error: 'method_not_allowed' }, 405);

@@ -6,7 +6,7 @@ import { originRefusal, type Refused } from './admission/origins.ts';
 import { AccessTokens } from './admission/tokens.ts';
 import { type Config, connectable, type SettingName, settings } from './config.ts';
 import type { Clock } from './connection.ts';
-import { createApp, type Health, pathOf, refusal, SUBPROTOCOLS } from './http.ts';
+import { createApp, type Health, pathOf, PROBES, refusal, SUBPROTOCOLS } from './http.ts';
 import { Listeners } from './listeners.ts';
 import { createLog, type Log } from './observe/log.ts';
 import { maxDescriptors, openDescriptors } from './observe/descriptors.ts';
@@ -241,8 +241,7 @@ export class RelayServer implements Relay {
         const peerOf = (): string | undefined => server.requestIP(request)?.address;
         const { client } = this.#callers.resolve(request, peerOf);
         if (!this.sockets.limits.requests.take(client, 1, now)) {
-          const isProbe = path === '/health' || path === '/livez';
-          return isProbe ? closing(app.fetch(request, server)) : tooManyRequests();
+          return PROBES.includes(path) ? closing(app.fetch(request, server)) : tooManyRequests();
         }
         if (path !== '/ws') return app.fetch(request, server);
         const admission =
