@@ -128,6 +128,14 @@ async function joins(fixture: Fixture, target: Client, otc: string): Promise<Cli
   return controller;
 }
 
+/** A target that came before a renewal, and its controller, which came after it. */
+async function pairAcross(fixture: Fixture): Promise<[target: Client, controller: Client]> {
+  const target = await listens(fixture, '000001');
+  await fixture.put(second);
+  await fixture.lookTwice();
+  return [target, await joins(fixture, target, '000001')];
+}
+
 const CHANGED = 'info: the certificate has changed';
 
 describe('a renewed certificate', () => {
@@ -167,10 +175,7 @@ describe('a renewed certificate', () => {
 
   test('divides a pair of which one side does not read, as before', async () => {
     const fixture = await Fixture.withFiles();
-    const target = await listens(fixture, '000001');
-    await fixture.put(second);
-    await fixture.lookTwice();
-    const controller = await joins(fixture, target, '000001');
+    const [target, controller] = await pairAcross(fixture);
     // A stalled socket, as Bun reports it: what it is sent is lost.
     const [oldest] = fixture.relay.sockets.connections.all() as Iterable<Connection>;
     if (oldest) oldest.ws.sendText = () => 0;
@@ -180,9 +185,7 @@ describe('a renewed certificate', () => {
   });
 
   test('counts every socket against the limit, and stops with all of them', async () => {
-    const folder = await emptyFolder();
-    await put(folder, first);
-    const fixture = await Fixture.start(folder);
+    const fixture = await Fixture.withFiles();
     fixture.relay.sockets.connections.maxConnections = 2;
     const old = await fixture.client();
     await fixture.put(second);
@@ -198,10 +201,7 @@ describe('a renewed certificate', () => {
 
   test('drains what came in by either listener', async () => {
     const fixture = await Fixture.withFiles();
-    const target = await listens(fixture, '000001');
-    await fixture.put(second);
-    await fixture.lookTwice();
-    const controller = await joins(fixture, target, '000001');
+    const [target, controller] = await pairAcross(fixture);
     const stopped = fixture.relay.server.stop({ drain: 60_000 });
     await exchange(target, controller);
     const late = await fixture.client();

@@ -5,6 +5,7 @@ import { readOptions } from '../src/config.ts';
 import { RelayServer } from '../src/server.ts';
 import {
   afterThisTest,
+  type Client,
   isNotForTwo,
   openClient,
   startRelay,
@@ -181,16 +182,24 @@ describe('connections that go wrong', () => {
   });
 });
 
+/** A target, and its controller, which no longer reads. */
+async function pairWithPaused(
+  relay: TestRelay,
+): Promise<[target: Client, controller: Awaited<ReturnType<typeof raw>>]> {
+  const target = await relay.connect();
+  target.send(listen('482916'));
+  await target.expect({ type: 'ack', message: 'session_open' });
+  const controller = await raw(relay, UPGRADE, frame(JSON.stringify(connect('482916'))));
+  await target.expect({ type: 'peer_found' });
+  controller.pause();
+  return [target, controller];
+}
+
 describe('a peer that does not read', () => {
   test('ends the session for both with 4004 when a mebibyte waits, and loses nothing before', async () => {
     // The operating system buffers megabytes before anything waits in the relay.
     const relay = await startRelay({ maxSessionBytes: 100_000_000 });
-    const target = await relay.connect();
-    target.send(listen('482916'));
-    await target.expect({ type: 'ack', message: 'session_open' });
-    const slow = await raw(relay, UPGRADE, frame(JSON.stringify(connect('482916'))));
-    await target.expect({ type: 'peer_found' });
-    slow.pause();
+    const [target, slow] = await pairWithPaused(relay);
     const payload = 'x'.repeat(60_000);
     for (let i = 0; i < 1500; i += 1) target.send(data(payload));
     await target.expectClose(4004, 'slow_consumer');
@@ -329,12 +338,7 @@ describe('a hostile address', () => {
   test('a peer that reads nothing for 10 s ends its pairing with 4004, one that reads slowly does not', async () => {
     if (isNotForTwo('a deaf peer on another instance is dealt with there')) return;
     const relay = await startRelay({ maxBacklogBytes: 100_000_000, maxSessionBytes: 100_000_000 });
-    const sender = await relay.connect();
-    sender.send(listen('482916'));
-    await sender.expect({ type: 'ack', message: 'session_open' });
-    const deaf = await raw(relay, UPGRADE, frame(JSON.stringify(connect('482916'))));
-    await sender.expect({ type: 'peer_found' });
-    deaf.pause();
+    const [sender, deaf] = await pairWithPaused(relay);
     const payload = 'x'.repeat(60_000);
     for (let i = 0; i < 300; i += 1) sender.send(data(payload));
     await until(() => relay.sockets.stats.framesForwarded === 300, 'all is forwarded');
