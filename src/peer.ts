@@ -42,8 +42,6 @@ export interface Session {
   pairedAt: number;
   /** When the last frame was forwarded; `pairedAt` before that. */
   activeAt: number;
-  /** For a paired session: the second in which the sweeper looks at it next. */
-  dueSecond: number;
   /** Bytes forwarded, both directions together. */
   bytes: number;
   /** Frames forwarded, both directions together. */

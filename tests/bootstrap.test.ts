@@ -29,8 +29,8 @@ const states: Record<string, (world: World) => unknown> = {
   unwatched: () => {},
   watched: (world) => world.watch(),
   announced: (world) => world.announced(),
-  ended: (world) => world.bootstrap.end(world.announced()),
-  'watched again': (world) => [world.bootstrap.end(world.announced()), world.watch()],
+  ended: (world) => world.bootstrap.end(world.announced(), 0),
+  'watched again': (world) => [world.bootstrap.end(world.announced(), 0), world.watch()],
 };
 
 /** [state, a stranger watches, the watcher watches, somebody announces itself] */
@@ -69,8 +69,8 @@ describe('a watch', () => {
     const watch = world.announced();
     expect([world.bootstrap.size, world.bootstrap.unanswered]).toEqual([1, 1]);
     expect([world.watcher.watches?.size, world.target.announced?.size]).toEqual([1, 1]);
-    world.bootstrap.end(watch);
-    world.bootstrap.end(watch);
+    world.bootstrap.end(watch, 0);
+    world.bootstrap.end(watch, 0);
     expect([world.bootstrap.size, world.bootstrap.unanswered]).toEqual([0, 0]);
     expect([world.watcher.watches?.size, world.target.announced?.size]).toEqual([0, 0]);
   });

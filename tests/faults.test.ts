@@ -97,8 +97,8 @@ describe('an error in the relay’s code', () => {
     const { pairing } = relay.sockets;
     const end = pairing.end.bind(pairing);
     let faults = 1;
-    pairing.end = (session) => {
-      end(session);
+    pairing.end = (...args) => {
+      end(...args);
       if (faults-- > 0) throw new Error('fault');
     };
     target.close();

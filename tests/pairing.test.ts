@@ -53,7 +53,7 @@ describe('opening and joining', () => {
       },
       ended: () => {
         const pairing = create();
-        pairing.end(session(pairing, '000001', 0, new Peer()));
+        pairing.end(session(pairing, '000001', 0, new Peer()), 0);
         return pairing;
       },
     };
@@ -90,7 +90,7 @@ describe('opening and joining', () => {
     const first = session(pairing, '000001', 0, new Peer());
     session(pairing, '000002', 0);
     expect(pairing.open(new Peer(), '000003', 0)).toBe('relay_capacity');
-    pairing.end(first);
+    pairing.end(first, 0);
     expect(pairing.open(new Peer(), '000003', 0)).toMatchObject({ otc: '000003' });
   });
 });
@@ -130,7 +130,7 @@ describe('ending', () => {
     const pairing = create();
     const controller = new Peer();
     const first = session(pairing, '000001', 0, controller);
-    pairing.end(first);
+    pairing.end(first, 0);
     expect([first.target.session, controller.session, pairing.size]).toEqual([
       undefined,
       undefined,
@@ -192,7 +192,7 @@ describe('expiry', () => {
     const met: string[] = [];
     for (const over of pairing.expired(100_000)) {
       met.push(over.otc);
-      pairing.end(over);
+      pairing.end(over, 100_000);
     }
     expect(met).toEqual(['000003', '000001']);
     expect(pairing.size).toBe(3);
@@ -208,7 +208,7 @@ describe('expiry', () => {
       if (now === 7000) pairing.countFrame((sessions[1] as Session).target, 1, now + 500);
       for (const over of pairing.expired(now)) {
         metAt[over.otc] = now;
-        pairing.end(over);
+        pairing.end(over, now);
       }
     }
     expect(metAt).toEqual({ '000001': 74_000, '000002': 38_000 });

@@ -337,7 +337,6 @@ class Story {
       const { books } = sockets;
       const kept = [
         'connections',
-        'idle',
         'sessions',
         'watches',
         'tunnels',

@@ -15,7 +15,6 @@ export const MAX_WATCHES_PER_PEER = 100;
 export class Bootstrap {
   /** By jti. All last equally long and a renewed one moves to the end, so the first one expires first. */
   readonly #watches = new Map<string, Watch>();
-  #unanswered = 0;
 
   /** All watches, with a target or without. */
   get size(): number {
@@ -24,7 +23,10 @@ export class Bootstrap {
 
   /** Watches with a target that waits for an answer. */
   get unanswered(): number {
-    return this.#unanswered;
+    return this.#watches
+      .values()
+      .filter(({ target }) => target)
+      .toArray().length;
   }
 
   find(jti: string): Watch | undefined {
@@ -52,16 +54,19 @@ export class Bootstrap {
   announce(target: Peer, watch: Watch): 'token_already_used' | undefined {
     if (watch.target) return 'token_already_used';
     watch.target = target;
-    this.#unanswered += 1;
     (target.announced ??= new Set()).add(watch);
     return undefined;
   }
 
   /** Removes a watch: others may watch its jti, and its peers no longer refer to it. */
-  end(watch: Watch): void {
-    watch.watcher.watches?.delete(watch);
-    if (watch.target?.announced?.delete(watch)) this.#unanswered -= 1;
-    this.#watches.delete(watch.jti);
+  end(watch: Watch, now: number): void {
+    const { jti, watcher, target } = watch;
+    this.#watches.delete(jti);
+    watcher.watches?.delete(watch);
+    watcher.idleSince = now;
+    if (!target) return;
+    target.announced?.delete(watch);
+    target.idleSince = now;
   }
 
   isOver(watch: Watch, now: number): boolean {

@@ -45,7 +45,7 @@ export class Watches {
     if (!watch) return 'no_watcher';
     if (this.used.isFull(now)) return 'relay_overloaded';
     this.used.add(jti, now);
-    return this.tell(target, watch, frame, now);
+    return this.tell(target, watch, frame);
   }
 
   // The same steps without the limits: the cluster calls them too, after its own checks.
@@ -66,17 +66,15 @@ export class Watches {
     const watch = this.bootstrap.watch(watcher, jti, now);
     if (typeof watch === 'string') return watch;
     this.stats.bootstraps.watched += 1;
-    this.connections.settle(watcher, now);
     watcher.send(frames.watching(jti));
     return watch;
   }
 
   /** Sends a target's announcement to the watcher. Returns the error code if another target came first. */
-  tell(target: Peer, watch: Watch, frame: string, now: number): 'token_already_used' | undefined {
+  tell(target: Peer, watch: Watch, frame: string): 'token_already_used' | undefined {
     const refusal = this.bootstrap.announce(target, watch);
     if (refusal) return refusal;
     this.stats.bootstraps.announced += 1;
-    this.connections.settle(target, now);
     watch.watcher.send(frame);
     return undefined;
   }
@@ -112,10 +110,8 @@ export class Watches {
     outcome: 'acknowledged' | 'rejected' | 'expired' | 'abandoned',
     now: number,
   ): void {
-    this.bootstrap.end(watch);
+    this.bootstrap.end(watch, now);
     this.stats.bootstraps[outcome] += 1;
-    this.connections.settle(watch.watcher, now);
-    if (watch.target) this.connections.settle(watch.target, now);
     watch.onEnd?.();
   }
 

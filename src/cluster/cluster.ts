@@ -162,7 +162,7 @@ export class Cluster implements ClusterOfSockets {
     if (frame !== '') {
       // It was watched when the token was burned, and may not be any more.
       if (!what || 'otc' in what || !watches.find(what.jti, now)) return 'watcher_disconnected';
-      return watches.tell(peer, what, frame, now);
+      return watches.tell(peer, what, frame);
     }
     if (!what || !('otc' in what) || !sessions.find(what.otc, now)) return 'otc_not_found';
     const refusal = sessions.join(peer, what, now);

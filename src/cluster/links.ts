@@ -140,7 +140,6 @@ export class Tunnel extends End implements SocketTunnel {
     super(links, instance, link, peer.client);
     this.deadline = links.beats + ANSWER_BEATS;
     (peer.tunnels ??= new Set()).add(this);
-    links.sockets.connections.settle(peer, links.now());
   }
 
   /** Asks the owner of a claim to let the socket in, with its frame if that is for a watch. */
@@ -226,7 +225,7 @@ export class Tunnel extends End implements SocketTunnel {
     links.ends.delete(this.link);
     peer.tunnels?.delete(this);
     if (peer.tunnel === this) peer.tunnel = undefined;
-    links.sockets.connections.settle(peer, links.now());
+    peer.idleSince = links.now();
     this.#answer.resolve(refusal);
   }
 }

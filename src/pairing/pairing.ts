@@ -21,8 +21,6 @@ export class Pairing {
   /** Sessions without a controller, by code. All wait equally long, so the first one expires first. */
   readonly #waiting = new Map<string, Session>();
   readonly #paired = new Map<string, Session>();
-  /** Paired sessions by the second in which they may expire, so that a sweep looks only at those that are due. */
-  readonly #due = new Map<number, Set<Session>>();
 
   constructor(private readonly limits: PairingLimits) {}
 
@@ -54,7 +52,6 @@ export class Pairing {
       openedAt: now,
       pairedAt: now,
       activeAt: now,
-      dueSecond: 0,
       bytes: 0,
       frames: 0,
       targetSent: false,
@@ -84,7 +81,6 @@ export class Pairing {
     session.activeAt = now;
     this.#waiting.delete(session.otc);
     this.#paired.set(session.otc, session);
-    this.#schedule(session);
     controller.session = session;
     return undefined;
   }
@@ -111,62 +107,34 @@ export class Pairing {
   }
 
   /** Removes a session: its code is free again, and its peers no longer refer to it. */
-  end(session: Session): void {
-    session.target.session = undefined;
-    if (!session.controller) {
-      this.#waiting.delete(session.otc);
-      return;
+  end(session: Session, now: number): void {
+    (session.controller ? this.#paired : this.#waiting).delete(session.otc);
+    for (const peer of [session.target, session.controller]) {
+      if (!peer) continue;
+      peer.session = undefined;
+      peer.idleSince = now;
     }
-    session.controller.session = undefined;
-    this.#paired.delete(session.otc);
-    this.#unschedule(session);
   }
 
   /** Whether a session has expired, even if the sweeper has not ended it yet. */
   isOver(session: Session, now: number): boolean {
-    return now >= this.#expiryOf(session);
+    return now - session.activeAt >= this.limits.sessionTtlMs || now >= this.lastEndOf(session);
   }
 
-  /** All expired sessions. The caller ends each one before it takes the next. */
+  /**
+   * All expired sessions. The caller ends each one before it takes the next. Each paired session is looked at, since
+   * its time starts again with each frame.
+   */
   *expired(now: number): Generator<Session, void, void> {
     for (const session of this.#waiting.values()) {
       if (!this.isOver(session, now)) break;
       yield session;
     }
-    for (const [second, sessions] of this.#due) {
-      if (second * 1000 > now) continue;
-      for (const session of sessions) {
-        if (this.isOver(session, now)) yield session;
-        else if (Math.floor(this.#expiryOf(session) / 1000) !== second) {
-          // Frames were forwarded in the meantime, so the session expires later.
-          this.#unschedule(session);
-          this.#schedule(session);
-        }
-      }
-    }
-  }
-
-  /** When a session expires if no more frames are forwarded. */
-  #expiryOf(session: Session): number {
-    return Math.min(session.activeAt + this.limits.sessionTtlMs, this.lastEndOf(session));
+    for (const session of this.#paired.values()) if (this.isOver(session, now)) yield session;
   }
 
   /** When a session expires even if frames are forwarded. */
   lastEndOf({ controller, pairedAt }: Session): number {
     return pairedAt + this.limits.sessionTtlMs * (controller ? MAX_STAGES : 1);
-  }
-
-  #schedule(session: Session): void {
-    const second = Math.floor(this.#expiryOf(session) / 1000);
-    session.dueSecond = second;
-    const sessions = this.#due.get(second);
-    if (sessions) sessions.add(session);
-    else this.#due.set(second, new Set([session]));
-  }
-
-  #unschedule(session: Session): void {
-    const sessions = this.#due.get(session.dueSecond);
-    sessions?.delete(session);
-    if (sessions?.size === 0) this.#due.delete(session.dueSecond);
   }
 }

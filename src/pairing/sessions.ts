@@ -77,7 +77,6 @@ export class Sessions {
     const session = this.pairing.open(target, otc, now);
     if (typeof session === 'string') return session;
     this.stats.opened += 1;
-    this.connections.settle(target, now);
     target.subscribe(otc);
     target.send(frames.ack);
     return session;
@@ -89,7 +88,6 @@ export class Sessions {
     if (refusal) return refusal;
     this.stats.begun += 1;
     for (const tell of this.stats.onBegun) tell(now - session.openedAt);
-    this.connections.settle(controller, now);
     controller.subscribe(session.otc);
     // If the target does not read, `send` closes it at once. That ends the session and tells the controller.
     if (session.target.send(frames.peerFound)) controller.send(frames.peerFound);
@@ -190,16 +188,13 @@ export class Sessions {
   }
 
   end(session: Session, outcome: Outcome, now: number): void {
-    this.pairing.end(session);
+    this.pairing.end(session, now);
     this.stats[outcome] += 1;
     if (session.controller) {
       for (const tell of this.stats.onEnded) tell(now - session.pairedAt, outcome);
     }
-    for (const peer of [session.target, session.controller]) {
-      if (!peer) continue;
-      peer.unsubscribe(session.otc);
-      this.connections.settle(peer, now);
-    }
+    session.target.unsubscribe(session.otc);
+    session.controller?.unsubscribe(session.otc);
     session.onEnd?.();
   }
 
