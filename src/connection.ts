@@ -55,10 +55,6 @@ export class Connection implements Peer {
     private readonly server?: object,
   ) {}
 
-  get isLocal(): boolean {
-    return !this.isGone;
-  }
-
   get isBusy(): boolean {
     return (
       this.session !== undefined ||
@@ -80,8 +76,9 @@ export class Connection implements Peer {
   }
 
   publish(topic: string, frame: string, to: Peer): boolean {
-    // Bun's topics do not reach the sockets of another server.
-    if (to instanceof Connection && to.server !== this.server) return to.trySend(frame);
+    // Bun's topics reach the open sockets of one listener: not one that has closed, nor that of another instance.
+    const isReached = to instanceof Connection && to.server === this.server && !to.isGone;
+    if (this.isGone || !isReached) return to.trySend(frame);
     const sent = this.ws.publishText(topic, frame);
     if (sent === -1) to.noteBacklog(frame);
     return sent !== 0;

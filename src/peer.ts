@@ -8,8 +8,6 @@ import type { CloseReason } from './wire/codes.ts';
 export interface Peer {
   /** The key that limits count it by: an IPv4 address, or the /64 of an IPv6 address. */
   readonly client: string;
-  /** Whether it is a socket of this instance, so that Bun's topics reach it. */
-  readonly isLocal: boolean;
   session: Session | undefined;
   /** The watches that it holds; undefined until the first. */
   watches: Set<Watch> | undefined;
@@ -23,7 +21,7 @@ export interface Peer {
   send(frame: string): boolean;
   /** Sends a frame. Returns false if the peer does not read. */
   trySend(frame: string): boolean;
-  /** Sends a frame to `to`, the only other peer on the topic. Returns false if that peer does not read. */
+  /** Sends a frame to the other peer, over the topic if both are on it. Returns false if that peer does not read. */
   publish(topic: string, frame: string, to: Peer): boolean;
   /** Notes that a frame to this peer could not be sent at once and waits. */
   noteBacklog(frame: string): void;

@@ -109,22 +109,17 @@ export class RelayServer implements Relay {
         return listenFirst ? listenFirst(host, port, serve) : serve();
       });
       this.#listeners.add(server);
-      this.#port = server.port;
-    } catch (error) {
-      await this.#cluster?.leave();
-      throw error;
-    }
-    if (metricsPort !== undefined) {
-      const { serveMetrics } = await import('./observe/metrics.ts');
-      try {
+      if (metricsPort !== undefined) {
+        const { serveMetrics } = await import('./observe/metrics.ts');
         this.#metrics = await listen('metricsHost', 'metricsPort', metricsHost, metricsPort, () =>
           serveMetrics(this.sockets, metricsHost, metricsPort),
         );
-      } catch (error) {
-        await this.#listeners.stop(true);
-        await this.#cluster?.leave();
-        throw error;
       }
+      this.#port = server.port;
+    } catch (error) {
+      await this.#listeners.stop(true);
+      await this.#cluster?.leave();
+      throw error;
     }
     const bound = this.#port as number;
     const authority = `${connectable(host)}:${bound}`;
@@ -361,25 +356,25 @@ async function listen<T>(
     await lookup(host).catch(() => {
       throw failed(hostOption, `"${host}" does not resolve; expected an address of this machine`);
     });
-    const code = error instanceof Error && 'code' in error ? error.code : undefined;
-    if (code === 'EADDRINUSE') {
-      throw failed(
-        portOption,
-        `${port} is in use on ${host}; stop what holds it, or choose another port`,
-      );
+    switch ((error as { code?: string }).code) {
+      case 'EADDRINUSE':
+        throw failed(
+          portOption,
+          `${port} is in use on ${host}; stop what holds it, or choose another port`,
+        );
+      case 'EACCES':
+        throw failed(
+          portOption,
+          `${port} needs privileges that this process lacks; choose a port from 1024 up`,
+        );
+      case 'EADDRNOTAVAIL':
+      case 'EINVAL':
+        throw failed(
+          hostOption,
+          `${host} is no address of this machine; expected one that is, or 0.0.0.0 for all`,
+        );
+      default:
+        throw error;
     }
-    if (code === 'EACCES') {
-      throw failed(
-        portOption,
-        `${port} needs privileges that this process lacks; choose a port from 1024 up`,
-      );
-    }
-    if (code === 'EADDRNOTAVAIL' || code === 'EINVAL') {
-      throw failed(
-        hostOption,
-        `${host} is no address of this machine; expected one that is, or 0.0.0.0 for all`,
-      );
-    }
-    throw error;
   }
 }

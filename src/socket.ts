@@ -412,7 +412,7 @@ export class Sockets {
     for (const connection of this.connections.all()) {
       this.answers.guard(connection, () => {
         const { session } = connection;
-        if (session?.controller?.isLocal === false) {
+        if (session?.controller && !(session.controller instanceof Connection)) {
           this.sessions.leave(connection, 'peer_disconnected', now);
         } else if (session) {
           this.sessions.end(session, 'abandoned', now);

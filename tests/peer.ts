@@ -3,7 +3,6 @@ import type { Peer, Session, Watch } from '../src/peer.ts';
 
 export class SilentPeer implements Peer {
   readonly client = 'client';
-  readonly isLocal = true;
   readonly isBusy = false;
   idleSince = 0;
   session: Session | undefined;

@@ -118,7 +118,8 @@ export class Pairing {
 
   /** Whether a session has expired, even if the sweeper has not ended it yet. */
   isOver(session: Session, now: number): boolean {
-    return now - session.activeAt >= this.limits.sessionTtlMs || now >= this.lastEndOf(session);
+    const isQuiet = now - session.activeAt >= this.limits.sessionTtlMs;
+    return isQuiet || now >= this.lastEndOf(session);
   }
 
   /**

@@ -155,18 +155,15 @@ export class Sessions {
     outcome: 'completed' | 'abandoned',
     now: number,
   ): void {
-    const isSent = !session.controller || this.#sendToOther(sender, session, lastFrame);
+    const isSent = this.#sendToOther(sender, session, lastFrame);
     this.end(session, outcome, now);
     if (!isSent) this.#closeBoth(session, 'slow_consumer');
   }
 
-  /** Sends through Bun's topic if both are sockets of this instance. Returns false if the other peer does not read. */
+  /** Sends to the other peer, if there is one. Returns false if that peer does not read. */
   #sendToOther(sender: Peer, session: Session, frame: string): boolean {
     const other = sender === session.target ? session.controller : session.target;
-    if (!other) return true;
-    return sender.isLocal && other.isLocal
-      ? sender.publish(session.otc, frame, other)
-      : other.trySend(frame);
+    return !other || sender.publish(session.otc, frame, other);
   }
 
   /** Ends a session that cannot continue, and closes both peers. */
