@@ -7,20 +7,19 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { announce, connect } from '../src/client/client.ts';
 import {
+  createRuns,
   lineOf,
   MIN_EVERY_SECONDS,
   repeat,
-  type Report,
   type Run,
-  createRuns,
-  Tally,
+  summaryOf,
 } from '../src/check/every.ts';
 import { serveRegistry } from '../src/observe/metrics.ts';
 import { Probe } from '../src/check/probe.ts';
 import type { RelayOptions } from '../src/config.ts';
 import { createRelayServer } from '../src/index.ts';
 import type { ProblemCode } from '../src/check/problems.ts';
-import { checkIdle, checkWire, type Reporter, type Step, takeAll } from '../src/check/steps.ts';
+import { type Step, takeAll, wireTasks } from '../src/check/steps.ts';
 import { generate } from 'selfsigned';
 import { startPrivateRelay } from './private-relay.ts';
 import { freePorts, startRelay as startTestRelay, within } from './support.ts';
@@ -765,29 +764,22 @@ test.skipIf(!canUnshare)(
 
 describe('--every', () => {
   /** What one run of the command does, without the time that it would leave a socket quiet. */
-  async function look(url: string, { idle = false } = {}): Promise<Report> {
-    const steps: Step[] = [];
-    const reporter: Reporter = { begin: () => {}, end: (step) => steps.push(step) };
-    const ok =
-      (await takeAll(reporter, new Probe(new URL(url)).steps())) &&
-      (await checkWire(url, reporter)) &&
-      (!idle || (await checkIdle(url, 1, reporter, AbortSignal.abort())));
-    return { ok, steps };
+  function look(url: string, { idle = false } = {}): Promise<Step[]> {
+    const wire = wireTasks(url, idle ? 1 : 0, AbortSignal.abort());
+    return takeAll([...new Probe(new URL(url)).tasks(), ...wire]);
   }
 
   /** Repeats a check so many times; `between` happens in each pause. */
   async function repeated(
     count: number,
-    check: () => Promise<Report>,
+    check: () => Promise<Step[]>,
     between: (ms: number, run: number) => unknown = () => {},
   ): Promise<Run[]> {
-    const stop = new AbortController();
     const runs: Run[] = [];
-    const onRun = (run: Run): void => {
-      if (runs.push(run) === count) stop.abort();
-    };
     const pause = async (ms: number): Promise<unknown> => between(ms, runs.length);
-    await repeat(MIN_EVERY_SECONDS * 1000, check, onRun, stop.signal, pause);
+    for await (const run of repeat(MIN_EVERY_SECONDS * 1000, check, pause)) {
+      if (runs.push(run) === count) break;
+    }
     return runs;
   }
 
@@ -839,17 +831,18 @@ describe('--every', () => {
     expect(before).not.toMatch(/^amesh_relay_check_(?:success|last_run_timestamp_seconds) /m);
     expect(before).toContain('amesh_relay_check_runs_total{result="failed"} 0');
 
-    const tally = new Tally();
     const relays = [first];
     const scraped: string[] = [];
-    const check = async (): Promise<Report> => look(first.url);
-    const runs = await repeated(3, check, async (ms, run) => {
-      pauses.push(ms);
-      if (run === 1) await relays[0]?.stop();
-      if (run === 2) relays.push(await startRelay({ port: first.port }));
-    });
+    const runs = await repeated(
+      3,
+      () => look(first.url),
+      async (ms, run) => {
+        pauses.push(ms);
+        if (run === 1) await relays[0]?.stop();
+        if (run === 2) relays.push(await startRelay({ port: first.port }));
+      },
+    );
     for (const run of runs) {
-      tally.add(run);
       metrics.record(run);
       scraped.push(await scrape());
     }
@@ -873,7 +866,13 @@ describe('--every', () => {
       new Set(['step', 'result']),
     );
     const times = [runs[0]?.ms as number, runs[2]?.ms as number];
-    expect(tally.summary).toMatchObject({ runs: 3, failures: 1, slowestMs: Math.max(...times) });
+    expect(summaryOf(times, 1, 30)).toEqual({
+      runs: 3,
+      failures: 1,
+      medianMs: Math.max(...times),
+      slowestMs: Math.max(...times),
+      seconds: 30,
+    });
     for (const ms of pauses) expect(ms).toBeWithin(1, MIN_EVERY_SECONDS * 1000);
 
     const promtool = Bun.which('promtool');

@@ -2,11 +2,10 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs, stripVTControlCharacters, styleText } from 'node:util';
 import { ConfigError, readEnvironment } from '../config.ts';
-import { checkEvery, type Endpoint, MIN_EVERY_SECONDS, type Report } from './every.ts';
+import { checkEvery, type Endpoint, MIN_EVERY_SECONDS } from './every.ts';
 import { Probe } from './probe.ts';
 import {
-  checkIdle,
-  checkWire,
+  conclusionOf,
   durationText,
   IDLE_SECONDS,
   type Reporter,
@@ -14,6 +13,7 @@ import {
   type StepName,
   stepTitles,
   takeAll,
+  wireTasks,
 } from './steps.ts';
 
 const DEFAULT_URL = 'ws://127.0.0.1:3001/ws';
@@ -53,28 +53,17 @@ export async function check(args: string[]): Promise<number> {
 
   const printable = createPrintable(token);
   const shownUrl = printable(url.href);
-  const look = async (told?: Reporter): Promise<Report> => {
-    const steps: Step[] = [];
-    const reporter: Reporter = {
-      begin: (name) => told?.begin(name),
-      progress: (name, text) => told?.progress?.(name, text),
-      end: (step) => {
-        const shown = printable(step);
-        steps.push(shown);
-        told?.end(shown);
-      },
-    };
-    const ok =
-      (await takeAll(reporter, new Probe(url).steps())) &&
-      (await checkWire(url.href, reporter)) &&
-      (idle === 0 || (await checkIdle(url.href, idle, reporter)));
-    return { ok, steps };
+  const screen = values.json || every ? undefined : new Screen(shownUrl, printable);
+  const look = async (): Promise<Step[]> => {
+    const tasks = [...new Probe(url).tasks(), ...wireTasks(url.href, idle)];
+    return printable(await takeAll(tasks, screen));
   };
-  const screen = values.json || every ? undefined : new Screen(shownUrl, process.stdout);
   if (wait > 0) await untilUp(url, wait, screen);
   if (every) return checkEvery(every, look, { url: shownUrl, json: values.json, metrics });
-  const { ok, steps } = await look(screen);
-  if (screen) screen.conclude(ok);
+  const steps = await look();
+  const { status, text } = conclusionOf(steps);
+  const ok = status !== 'failed';
+  if (screen) screen.conclude(status, text);
   else process.stdout.write(`${JSON.stringify({ url: shownUrl, ok, steps }, null, 2)}\n`);
   return ok ? 0 : 1;
 }
@@ -82,8 +71,7 @@ export async function check(args: string[]): Promise<number> {
 /** Waits for a relay that is still coming up: until a WebSocket opens, or the time is over. */
 async function untilUp(url: URL, seconds: number, screen?: Screen): Promise<void> {
   const deadline = performance.now() + seconds * 1000;
-  const silent: Reporter = { begin: () => {}, end: () => {} };
-  while (!(await takeAll(silent, new Probe(url).steps()))) {
+  while (conclusionOf(await takeAll(new Probe(url).tasks())).status === 'failed') {
     const left = deadline - performance.now();
     if (left <= 0) return;
     screen?.passing(`not up yet, ${Math.ceil(left / 1000)} s left`);
@@ -129,6 +117,8 @@ function readMetricsPort(text: string | undefined, isProbe: boolean): Endpoint |
   return { host: config.metricsHost ?? config.host, port: config.metricsPort as number };
 }
 
+type Printable = <T>(value: T) => T;
+
 /** No text from a server fills the screen. */
 const MAX_TEXT = 500;
 /** Control characters, and what else a terminal or a reader may take for more than text. */
@@ -138,7 +128,7 @@ const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/gu;
  * @returns A function through which everything goes that is shown. In every text of a value, it takes out what a terminal
  *   would obey, since it may come from a hostile server, and the access token.
  */
-function createPrintable(token: string): <T>(value: T) => T {
+function createPrintable(token: string): Printable {
   const secrets = token.length < 4 ? [] : [token, encodeURIComponent(token)];
   const clean = (text: string): string => {
     let shown = stripVTControlCharacters(text).replaceAll(UNPRINTABLE, '');
@@ -159,21 +149,20 @@ const MARKS = { ok: ['✓', 'green'], warning: ['!', 'yellow'], failed: ['✗', 
 
 /** For people: a line for each step as it ends; at a terminal also while it runs, and in colour. */
 class Screen implements Reporter {
-  readonly #isTerminal: boolean;
-  #warnings = 0;
+  readonly #out = process.stdout;
+  readonly #isTerminal = Boolean(this.#out.isTTY);
   #saidProgress = false;
 
   constructor(
     url: string,
-    private readonly out: NodeJS.WriteStream,
+    private readonly printable: Printable,
   ) {
-    this.#isTerminal = Boolean(out.isTTY);
     this.#line(`Checking ${this.#style('bold', url)} from here\n`);
   }
 
   /** A line that the next one replaces. */
   passing(text: string): void {
-    if (this.#isTerminal) this.out.write(`\r\u001b[K${this.#style('dim', `  … ${text}`)}`);
+    if (this.#isTerminal) this.#out.write(`\r\u001b[K${this.#style('dim', `  … ${text}`)}`);
   }
 
   begin(name: StepName): void {
@@ -187,8 +176,8 @@ class Screen implements Reporter {
     this.passing(whole);
   }
 
-  end({ name, status, ms, found, means, change }: Step): void {
-    if (status === 'warning') this.#warnings += 1;
+  end(step: Step): void {
+    const { name, status, ms, found, means, change } = this.printable(step);
     const [sign, colour] = MARKS[status];
     const mark = this.#isTerminal
       ? `\r\u001b[K${this.#style(colour, `  ${sign}`)}`
@@ -196,20 +185,14 @@ class Screen implements Reporter {
     const time = this.#style('dim', durationText(ms).padStart(9));
     this.#line(`${mark} ${stepTitles[name].padEnd(TITLE_WIDTH)} ${time}  ${found}`);
     if (!means || !change) return;
-    const width = Math.min(this.out.columns || MAX_WIDTH, MAX_WIDTH) - INDENT.length;
+    const width = Math.min(this.#out.columns || MAX_WIDTH, MAX_WIDTH) - INDENT.length;
     for (const text of [means, `→ ${change}`]) {
       this.#line(INDENT + Bun.wrapAnsi(text, width).replaceAll('\n', `\n${INDENT}`));
     }
   }
 
-  conclude(ok: boolean): void {
-    const warned = this.#warnings === 1 ? 'one warning' : `${this.#warnings} warnings`;
-    const [colour, verdict] = !ok
-      ? (['red', 'A device would not get through from here.'] as const)
-      : this.#warnings > 0
-        ? (['yellow', `A device gets through from here, with ${warned}.`] as const)
-        : (['green', 'All well: a device gets through from here.'] as const);
-    this.#line(`\n${this.#style(colour, verdict)}`);
+  conclude(status: Step['status'], text: string): void {
+    this.#line(`\n${this.#style(MARKS[status][1], text)}`);
   }
 
   #style(style: 'bold' | 'dim' | 'red' | 'green' | 'yellow', text: string): string {
@@ -218,6 +201,6 @@ class Screen implements Reporter {
   }
 
   #line(text: string): void {
-    this.out.write(`${text}\n`);
+    this.#out.write(`${text}\n`);
   }
 }

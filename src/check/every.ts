@@ -1,9 +1,8 @@
 /** `amesh-relay check --every`: a probe that runs all day. It reports each run as a line and as metrics, then a summary. */
-import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Registry } from 'prom-client';
 import { ListenError } from '../relay.ts';
-import { durationText, type Step, stepTitles } from './steps.ts';
+import { conclusionOf, durationText, type Step, stepTitles } from './steps.ts';
 
 /**
  * The shortest time from one run to the next, in seconds. Then no more than five runs begin within any 60 s. Of what a
@@ -12,106 +11,79 @@ import { durationText, type Step, stepTitles } from './steps.ts';
  */
 export const MIN_EVERY_SECONDS = 15;
 
-/** The median is that of the latest runs, at most so many. */
-const MAX_TIMES = 10_000;
-
 /** Where metrics are served. */
 export interface Endpoint {
   host: string;
   port: number;
 }
 
-/** What one check found. */
-export interface Report {
-  ok: boolean;
-  steps: Step[];
-}
-
-export interface Run extends Report {
+/** One check of many. */
+export interface Run {
   /** When it began, as ISO 8601. */
   time: string;
   /** How long it took, in milliseconds. */
   ms: number;
-}
-
-/** All runs together. The times are those of the runs that passed, or null if none did. */
-export interface Summary {
-  runs: number;
-  failures: number;
-  medianMs: number | null;
-  slowestMs: number | null;
-  /** From the first run to the end, in seconds. */
-  seconds: number;
+  ok: boolean;
+  steps: Step[];
 }
 
 /**
- * Repeats a check until it is stopped. Runs never overlap: if one takes longer than the interval, the runs that would
- * begin meanwhile are left out. A run that is under way at the stop is not reported.
+ * Repeats a check without end. Runs never overlap: if one takes longer than the interval, the runs that would begin
+ * meanwhile are left out.
  * @param pause Waits for so many milliseconds.
  */
-export async function repeat(
+export async function* repeat(
   everyMs: number,
-  check: () => Promise<Report>,
-  onRun: (run: Run) => void,
-  stop: AbortSignal,
+  check: () => Promise<Step[]>,
   pause: (ms: number) => Promise<unknown> = sleep,
-): Promise<void> {
+): AsyncGenerator<Run, never> {
   const begun = performance.now();
-  while (!stop.aborted) {
+  for (;;) {
     const time = new Date().toISOString();
     const start = performance.now();
-    const report = await check();
-    if (stop.aborted) return;
+    const steps = await check();
     const now = performance.now();
-    onRun({ time, ms: Math.round(now - start), ...report });
+    const ok = conclusionOf(steps).status !== 'failed';
+    yield { time, ms: Math.round(now - start), ok, steps };
     await pause(everyMs - ((now - begun) % everyMs));
   }
 }
 
-/** Counts runs. */
-export class Tally {
-  readonly #begun = performance.now();
-  readonly #times: number[] = [];
-  #slowestMs: number | null = null;
-  #runs = 0;
-  #failures = 0;
-
-  add({ ok, ms }: Run): void {
-    this.#runs += 1;
-    if (!ok) {
-      this.#failures += 1;
-      return;
-    }
-    if (this.#times.push(ms) > MAX_TIMES) this.#times.shift();
-    this.#slowestMs = Math.max(ms, this.#slowestMs ?? 0);
-  }
-
-  get summary(): Summary {
-    const medianMs = this.#times.toSorted((a, b) => a - b)[this.#times.length >> 1] ?? null;
-    const seconds = Math.round((performance.now() - this.#begun) / 1000);
-    return {
-      runs: this.#runs,
-      failures: this.#failures,
-      medianMs,
-      slowestMs: this.#slowestMs,
-      seconds,
-    };
-  }
+/**
+ * All runs together.
+ * @param times How many milliseconds the runs took that passed. The median and the slowest are null if there is none.
+ * @param seconds From the first run to the end.
+ */
+export function summaryOf(times: number[], failures: number, seconds: number) {
+  const sorted = times.toSorted((a, b) => a - b);
+  return {
+    runs: times.length + failures,
+    failures,
+    medianMs: sorted[times.length >> 1] ?? null,
+    slowestMs: sorted.at(-1) ?? null,
+    seconds,
+  };
 }
 
-/** The result of a run: that of its worst step. */
-function resultOf({ ok, steps }: Report): Step['status'] {
-  if (!ok) return 'failed';
-  return steps.some(({ status }) => status === 'warning') ? 'warning' : 'ok';
+function textOf({
+  runs,
+  failures,
+  medianMs,
+  slowestMs,
+  seconds,
+}: ReturnType<typeof summaryOf>): string {
+  const text = `${runs} run${runs === 1 ? '' : 's'} in ${seconds} s, ${failures || 'none'} failed`;
+  if (medianMs === null || slowestMs === null) return text;
+  return `${text}; median ${durationText(medianMs)}, slowest ${durationText(slowestMs)}`;
 }
 
-/** A run as a line: its time, its result, its duration, and each step that was not well. */
-export function lineOf(run: Run): string {
-  const said = run.steps.filter(({ status }) => status !== 'ok');
-  const problems = said.map(
-    ({ name, found, problem }) => `${stepTitles[name]}: ${found} (${problem})`,
-  );
-  const line = `${run.time}  ${resultOf(run).padEnd(7)} ${durationText(run.ms).padStart(9)}`;
+/** A run as a line: its time, the status of its worst step, its duration, and each step that was not well. */
+export function lineOf({ time, ms, steps }: Run): string {
+  const { status } = conclusionOf(steps);
+  const problems = steps
+    .filter(({ problem }) => problem)
+    .map(({ name, found, problem }) => `${stepTitles[name]}: ${found} (${problem})`);
+  const line = `${time}  ${status.padEnd(7)} ${durationText(ms).padStart(9)}`;
   return [line, ...problems].join('  ');
 }
 
@@ -149,7 +121,7 @@ export async function createRuns(): Promise<{ registry: Registry; record: (run: 
     success.set(Number(run.ok));
     seconds.reset();
     for (const { name, ms } of run.steps) seconds.set({ step: name }, ms / 1000);
-    runs.inc({ result: resultOf(run) });
+    runs.inc({ result: conclusionOf(run.steps).status });
     last.setToCurrentTime();
   };
   return { registry, record };
@@ -167,38 +139,38 @@ async function serve(registry: Registry, host: string, port: number): Promise<nu
 }
 
 /**
- * Repeats a check until SIGINT or SIGTERM, and prints a line a run and a summary.
+ * Repeats a check until SIGINT or SIGTERM, and prints a line a run. At the signal it prints a summary and exits with 0
+ * if no run failed, otherwise with 1. A run that is under way then is not reported.
  * @param url As it may be shown.
  * @param metrics Where metrics are to be served, if they are.
- * @returns 0 if no run failed, otherwise 1.
  */
 export async function checkEvery(
   seconds: number,
-  check: () => Promise<Report>,
+  check: () => Promise<Step[]>,
   { url, json, metrics }: { url: string; json: boolean; metrics?: Endpoint | undefined },
-): Promise<number> {
-  const stop = new AbortController();
-  const stopped = once(stop.signal, 'abort');
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => stop.abort());
+): Promise<never> {
+  const begun = performance.now();
+  // One number a run: in a day at most 46 KB.
+  const times: number[] = [];
+  let failures = 0;
   const say = (text: string): void => void process.stdout.write(`${text}\n`);
+  const stop = (): void => {
+    const lasted = Math.round((performance.now() - begun) / 1000);
+    const summary = summaryOf(times, failures, lasted);
+    say(json ? JSON.stringify({ summary }) : textOf(summary));
+    process.exit(failures > 0 ? 1 : 0);
+  };
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, stop);
   const counted = metrics && (await createRuns());
   const port = counted && (await serve(counted.registry, metrics.host, metrics.port));
   const where = port === undefined ? '' : `, with metrics on port ${port}`;
   if (!json) say(`Checking ${url} from here every ${seconds} s${where}`);
-  const tally = new Tally();
-  const onRun = (run: Run): void => {
-    tally.add(run);
+  const runs = repeat(seconds * 1000, check);
+  for (;;) {
+    const { value: run } = await runs.next();
+    if (run.ok) times.push(run.ms);
+    else failures += 1;
     counted?.record(run);
     say(json ? JSON.stringify({ url, ...run }) : lineOf(run));
-  };
-  await Promise.race([repeat(seconds * 1000, check, onRun, stop.signal), stopped]);
-  const { summary } = tally;
-  say(json ? JSON.stringify({ summary }) : textOf(summary));
-  return summary.failures > 0 ? 1 : 0;
-}
-
-function textOf({ runs, failures, medianMs, slowestMs, seconds }: Summary): string {
-  const text = `${runs} run${runs === 1 ? '' : 's'} in ${seconds} s, ${failures || 'none'} failed`;
-  if (medianMs === null || slowestMs === null) return text;
-  return `${text}; median ${durationText(medianMs)}, slowest ${durationText(slowestMs)}`;
+  }
 }

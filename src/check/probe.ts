@@ -61,7 +61,7 @@ export class Probe {
   }
 
   /** Every step before the first WebSocket, in order. */
-  steps(): Task[] {
+  tasks(): Task[] {
     const certificate: Task = ['tls', () => this.#certificate()];
     return [
       ['name', () => this.#resolve()],

@@ -89,10 +89,8 @@ export type ProblemCode = keyof typeof texts;
 
 /** Something that is wrong, or may be. Thrown where a device would not get through, returned where it is a warning. */
 export class Problem extends Error {
-  /** What it means, in plain words. */
-  readonly means: string;
-  /** What to change. */
-  readonly change: string;
+  /** What it means, in plain words, and what to change. */
+  readonly advice: { means: string; change: string };
 
   /**
    * @param found What was seen, in a line.
@@ -104,9 +102,8 @@ export class Problem extends Error {
     detail = '',
   ) {
     super(found);
-    const [means = '', change = ''] = texts[code].split(' → ');
-    this.means = means.replaceAll('{}', () => detail);
-    this.change = change.replaceAll('{}', () => detail);
+    const [means = '', change = ''] = texts[code].replaceAll('{}', () => detail).split(' → ');
+    this.advice = { means, change };
   }
 }
 

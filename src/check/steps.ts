@@ -15,7 +15,7 @@ export interface Step {
   means?: string;
   change?: string;
   /** What was measured or seen, for programs. */
-  facts?: Record<string, unknown>;
+  facts?: Record<string, unknown> | undefined;
 }
 
 /** The title of each step, for people. The page has no `name`, `connect` and `tls`, since a browser tells it nothing of them. */
@@ -43,47 +43,62 @@ export type StepName = keyof typeof stepTitles;
 export interface Finding {
   /** A line; or a problem that is no more than a warning. */
   found: string | Problem;
-  facts?: Record<string, unknown>;
+  facts?: Step['facts'];
 }
 
 /** Is told of each step as it begins and ends. */
 export interface Reporter {
   begin: (name: StepName) => void;
   /** How far a step is that takes many seconds. */
-  progress?: (name: StepName, text: string) => void;
+  progress: (name: StepName, text: string) => void;
   end: (step: Step) => void;
 }
 
 /** A step's name and what it does. What the work throws is why the step failed. */
-export type Task = readonly [StepName, () => Promise<Finding>];
+export type Task = readonly [StepName, (progress: (text: string) => void) => Promise<Finding>];
 
 /** Steps that are left out, with a warning, where a limit on this client is used up: that is no fault of the relay. */
 const canBeLeftOut = new Set<StepName>(['bootstrap', 'instances', 'idle']);
 
-/** Does one step after another until one fails, and reports each. @returns Whether none failed. */
-export async function takeAll(reporter: Reporter, tasks: Task[]): Promise<boolean> {
+/** Does one step after another until one fails. @returns The steps that were done. */
+export async function takeAll(tasks: Task[], reporter?: Reporter): Promise<Step[]> {
+  const steps: Step[] = [];
   for (const [name, work] of tasks) {
-    reporter.begin(name);
+    reporter?.begin(name);
     const start = performance.now();
-    let hasFailed = false as boolean;
-    const { found, facts } = await work().catch((error: unknown): Finding => {
-      const problem = problemOf(error);
-      hasFailed = problem.code !== 'rate_limited' || !canBeLeftOut.has(name);
-      return {
-        found: hasFailed ? problem : new Problem('rate_limited', `left out: ${problem.found}`),
-      };
-    });
-    const ms = round(performance.now() - start);
-    const told = facts && { facts };
-    if (typeof found === 'string') reporter.end({ name, status: 'ok', ms, found, ...told });
-    else {
-      const { code: problem, means, change } = found;
-      const status = hasFailed ? 'failed' : 'warning';
-      reporter.end({ name, status, ms, found: found.found, problem, means, change, ...told });
+    let status: Step['status'] = 'warning';
+    let finding: Finding;
+    try {
+      finding = await work((text) => reporter?.progress(name, text));
+    } catch (error) {
+      let found = problemOf(error);
+      if (found.code === 'rate_limited' && canBeLeftOut.has(name)) {
+        found = new Problem('rate_limited', `left out: ${found.found}`);
+      } else status = 'failed';
+      finding = { found };
     }
-    if (hasFailed) return false;
+    const ms = round(performance.now() - start);
+    const { found, facts } = finding;
+    const step: Step =
+      typeof found === 'string'
+        ? { name, status: 'ok', ms, found, facts }
+        : { name, status, ms, found: found.found, problem: found.code, ...found.advice, facts };
+    steps.push(step);
+    reporter?.end(step);
+    if (step.status === 'failed') break;
   }
-  return true;
+  return steps;
+}
+
+/** What a check comes to: the status of its worst step, and a sentence. */
+export function conclusionOf(steps: Step[]): Pick<Step, 'status'> & { text: string } {
+  if (steps.at(-1)?.status === 'failed') {
+    return { status: 'failed', text: 'A device would not get through from here.' };
+  }
+  const warnings = steps.filter(({ status }) => status === 'warning').length;
+  if (warnings === 0) return { status: 'ok', text: 'All well: a device gets through from here.' };
+  const warned = warnings === 1 ? 'a warning' : `${warnings} warnings`;
+  return { status: 'warning', text: `A device gets through from here, with ${warned}.` };
 }
 
 /** How long the relay may take for one answer. */
@@ -100,77 +115,44 @@ const PAIRINGS = 5;
 /** How long the check leaves a socket quiet unless told otherwise, in seconds: longer than a device waits with its code. */
 export const IDLE_SECONDS = 35;
 
-/** Every step that the WebSocket alone allows, until one fails. @returns Whether none failed. */
-export async function checkWire(url: string, reporter: Reporter): Promise<boolean> {
-  let target!: Waiting<Channel>;
+/**
+ * Every step that the WebSocket alone allows.
+ * @param idleSeconds How long a socket is left quiet, if not 0. At most 290, since a watch lasts five minutes.
+ * @param skip Ends that time early; then the step says how long it was.
+ */
+export function wireTasks(url: string, idleSeconds: number, skip?: AbortSignal): Task[] {
+  let target!: Waiting;
   let pair!: Pair;
-  const ok = await takeAll(reporter, [
+  const withPair = (work: (pair: Pair) => Promise<Finding>) => () =>
+    work(pair).catch((error: unknown) => {
+      void finish(pair);
+      throw error;
+    });
+  const idle: Task = ['idle', (progress) => beQuiet(url, idleSeconds, progress, skip)];
+  return [
     ['code', async () => ((target = await waitWithCode(url)), { found: 'the relay takes it' })],
     ['peer', async () => ((pair = await join(url, target)), { found: 'both sides know' })],
-    ['roundtrips', () => roundTrips(pair)],
-    ['large', () => largeFrame(pair)],
-    ['disconnect', () => disconnect(pair)],
+    ['roundtrips', withPair(roundTrips)],
+    ['large', withPair(largeFrame)],
+    ['disconnect', withPair(disconnect)],
     ['verdict', () => verdict(url)],
     [
       'bootstrap',
       async () => (await meetByToken(url), { found: 'watched, announced, acknowledged' }),
     ],
     ['instances', () => morePairings(url)],
-  ]);
-  if (!ok) void finish(pair);
-  return ok;
-}
-
-/**
- * Watches a token id on a socket over which no message goes for a while, and sees whether it still hears of it then.
- * @param seconds At most 290, since a watch lasts five minutes.
- * @param skip Ends the waiting early; then the step says how long it waited.
- */
-export function checkIdle(
-  url: string,
-  seconds: number,
-  reporter: Reporter,
-  skip?: AbortSignal,
-): Promise<boolean> {
-  const skipped = new Promise((resolve) => {
-    skip?.addEventListener('abort', resolve);
-  });
-  const work = async (): Promise<Finding> => {
-    const start = performance.now();
-    const waited = (): number => Math.round((performance.now() - start) / 1000);
-    const beQuiet = async (met: Promise<unknown>): Promise<void> => {
-      for (let left = seconds; left > 0 && !skip?.aborted; left -= 1) {
-        reporter.progress?.('idle', `${left} s left`);
-        await Promise.race([sleep(1000), met, skipped]);
-      }
-    };
-    await explained(meetByToken(url, seconds, beQuiet), ({ code }) =>
-      code === 'rate_limited'
-        ? undefined
-        : new Problem('idle_cut', `cut after ${waited()} s without a message (${code})`),
-    );
-    const found = `${skip?.aborted ? 'skipped, ' : ''}still there after ${waited()} s`;
-    return { found, facts: { idleSeconds: waited() } };
-  };
-  return takeAll(reporter, [['idle', work]]);
-}
-
-/** A device that waits for another one. */
-interface Waiting<T> {
-  /** The code, where it waits with one. */
-  code: string;
-  /** Comes with the other device. */
-  met: Promise<T>;
+    ...(idleSeconds > 0 ? [idle] : []),
+  ];
 }
 
 /**
  * Starts to wait for another device.
  * @param start Waits, and calls its argument when the relay has taken the code or the token id.
- * @returns At that time.
+ * @returns At that time: the code, where there is one, and what comes with the other device.
  */
 async function waitBy<T>(
   start: (onTaken: (code: string) => void) => Promise<T>,
-): Promise<Waiting<T>> {
+): Promise<{ code: string; met: Promise<T> }> {
   const taken = Promise.withResolvers<string>();
   const met = start(taken.resolve);
   met.catch(taken.reject);
@@ -178,8 +160,9 @@ async function waitBy<T>(
   return { code: await taken.promise, met };
 }
 
-const waitWithCode = (url: string): Promise<Waiting<Channel>> =>
-  waitBy((onCode) => listen(url, { timeoutMs, onCode }));
+const waitWithCode = (url: string) => waitBy((onCode) => listen(url, { timeoutMs, onCode }));
+
+type Waiting = Awaited<ReturnType<typeof waitWithCode>>;
 
 /** Two devices that have met. */
 interface Pair {
@@ -187,12 +170,10 @@ interface Pair {
   controller: Channel;
 }
 
-async function join(url: string, { code, met }: Waiting<Channel>): Promise<Pair> {
+async function join(url: string, { code, met }: Waiting): Promise<Pair> {
   const controller = await connect(url, code, { timeoutMs });
   return { target: await met, controller };
 }
-
-const meetByCode = async (url: string): Promise<Pair> => join(url, await waitWithCode(url));
 
 async function roundTrips({ target, controller }: Pair): Promise<Finding> {
   const times: number[] = [];
@@ -209,10 +190,8 @@ async function roundTrips({ target, controller }: Pair): Promise<Finding> {
 }
 
 async function largeFrame({ target, controller }: Pair): Promise<Finding> {
-  await explained(
-    exchange(controller, target, LARGE_PAYLOAD),
-    ({ code }) => new Problem('frame_limit', `a frame of 60 KB did not arrive (${code})`),
-  );
+  const lost = (): string => 'a frame of 60 KB did not arrive';
+  await explained('frame_limit', lost, exchange(controller, target, LARGE_PAYLOAD));
   return { found: 'arrived whole' };
 }
 
@@ -228,14 +207,12 @@ async function disconnect({ target, controller }: Pair): Promise<Finding> {
 
 /** The deployed target sends its verdict and closes in the same breath. */
 async function verdict(url: string): Promise<Finding> {
-  const { target, controller } = await meetByCode(url);
+  const { target, controller } = await join(url, await waitWithCode(url));
   await exchange(controller, target, 'check');
   const heard = exchange(target, controller, 'verdict');
   const leaving = target.close();
-  await explained(heard, ({ code }) => {
-    const found = `the other side heard of the goodbye, and not what was said before (${code})`;
-    return new Problem('order_lost', found);
-  });
+  const lost = (): string => 'the other side heard of the goodbye, and not what was said before';
+  await explained('order_lost', lost, heard);
   await endOf(controller);
   await leaving;
   return { found: 'heard, and then the goodbye' };
@@ -244,13 +221,34 @@ async function verdict(url: string): Promise<Finding> {
 /** Pairs until there were as many pairings as a check has: one for the first steps, and one for the verdict. */
 async function morePairings(url: string): Promise<Finding> {
   for (let made = 2; made < PAIRINGS; made += 1) {
-    const pair = await meetByCode(url);
+    const pair = await join(url, await waitWithCode(url));
     await exchange(pair.controller, pair.target, 'check');
     await exchange(pair.target, pair.controller, 'check');
     await finish(pair);
   }
   const found = `${PAIRINGS} of ${PAIRINGS}, each over two new connections`;
   return { found, facts: { pairings: PAIRINGS } };
+}
+
+/** Leaves the socket of a watch quiet for a while, and sees whether it still hears of a device then. */
+async function beQuiet(
+  url: string,
+  seconds: number,
+  progress: (text: string) => void,
+  skip: AbortSignal | undefined,
+): Promise<Finding> {
+  const start = performance.now();
+  const waited = (): number => Math.round((performance.now() - start) / 1000);
+  const wait = async (met: Promise<unknown>): Promise<void> => {
+    for (let left = seconds; left > 0 && !skip?.aborted; left -= 1) {
+      progress(`${left} s left`);
+      await Promise.race([sleep(1000, skip), met]);
+    }
+  };
+  const cut = (): string => `cut after ${waited()} s without a message`;
+  await explained('idle_cut', cut, meetByToken(url, seconds, wait));
+  const found = `${skip?.aborted ? 'skipped, ' : ''}still there after ${waited()} s`;
+  return { found, facts: { idleSeconds: waited() } };
 }
 
 /**
@@ -285,8 +283,8 @@ function sameOrProblem(got: string, sent: string): void {
 }
 
 /** Ends a pairing as devices do that are through with it. */
-async function finish(pair: Pair | undefined): Promise<void> {
-  await Promise.all([pair?.target.done(), pair?.controller.done()]);
+async function finish({ target, controller }: Pair): Promise<void> {
+  await Promise.all([target.done(), controller.done()]);
 }
 
 /** Waits until a channel ends because the other side left. */
@@ -296,13 +294,14 @@ async function endOf(channel: Channel): Promise<void> {
   });
 }
 
-/** What an error of the relay means at this place, where it means more than elsewhere. */
-function explained<T>(
-  work: Promise<T>,
-  meaning: (error: RelayError) => Problem | undefined,
-): Promise<T> {
+/**
+ * Says what an error of the relay means at this place, where it means more than elsewhere.
+ * @throws {Problem} With this code, and what `found` returns then.
+ */
+function explained(code: ProblemCode, found: () => string, work: Promise<void>): Promise<void> {
   return work.catch((error: unknown) => {
-    throw (error instanceof RelayError && meaning(error)) || error;
+    if (!(error instanceof RelayError) || error.code === 'rate_limited') throw error;
+    throw new Problem(code, `${found()} (${error.code})`);
   });
 }
 
@@ -314,4 +313,9 @@ export function durationText(ms: number): string {
 
 const round = (ms: number): number => Math.round(ms * 10) / 10;
 
-const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+/** @param skip Ends the sleep early. */
+const sleep = (ms: number, skip?: AbortSignal): Promise<void> =>
+  new Promise((resolve) => {
+    setTimeout(resolve, ms);
+    skip?.addEventListener('abort', () => resolve());
+  });

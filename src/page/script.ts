@@ -2,15 +2,16 @@
 import { type Answer, factsOf, healthOf, refusalOf } from '../check/http-answers.ts';
 import { Problem } from '../check/problems.ts';
 import {
-  checkIdle,
-  checkWire,
+  conclusionOf,
   durationText,
   type Finding,
   IDLE_SECONDS,
   type Reporter,
   type Step,
   stepTitles,
+  type Task,
   takeAll,
+  wireTasks,
 } from '../check/steps.ts';
 
 const TIMEOUT_MS = 10_000;
@@ -116,18 +117,14 @@ async function check(): Promise<void> {
   const list = new StepList();
   element('copy-report').hidden = true;
   conclude('', '');
-  const ok =
-    (await takeAll(list, [
-      ['health', health],
-      ['upgrade', upgrade],
-      ['address', address],
-    ])) &&
-    (await checkWire(websocket().href, list)) &&
-    (await checkIdle(websocket().href, IDLE_SECONDS, list, list.skip.signal));
-  if (!ok) conclude('failed', 'A device would not get through from here.');
-  else if (list.warnings > 0) {
-    conclude('warning', 'A device gets through from here, with a warning.');
-  } else conclude('ok', 'All well: a device gets through from here.');
+  const tasks: Task[] = [
+    ['health', health],
+    ['upgrade', upgrade],
+    ['address', address],
+    ...wireTasks(websocket().href, IDLE_SECONDS, list.skip.signal),
+  ];
+  const { status, text } = conclusionOf(await takeAll(tasks, list));
+  conclude(status, text);
   report = `${masked(websocket().href)}, checked by a browser, ${new Date().toISOString()}\n\n${list.text}\n${element('verdict').textContent}\n`;
   element('copy-report').hidden = false;
 }
@@ -226,7 +223,6 @@ async function address(): Promise<Finding> {
 
 /** The list of steps on the page, with one line for each step. */
 class StepList implements Reporter {
-  warnings = 0;
   /** The list as text. */
   text = '';
   /** Aborted by the Skip button: ends the last step early. */
@@ -260,7 +256,6 @@ class StepList implements Reporter {
   }
 
   end({ name, status, ms, found: whole, means, change }: Step): void {
-    if (status === 'warning') this.warnings += 1;
     const found = masked(whole);
     const title = part('div', stepTitles[name]);
     title.append(part('span', status === 'ok' ? ': well. ' : `: ${status}. `, 'unseen'));
