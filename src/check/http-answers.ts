@@ -5,10 +5,7 @@ import type { Finding } from './steps.ts';
 export interface Answer {
   /** 101 where a WebSocket came about. */
   status: number;
-  /** The headers `content-type`, `location` and `server`, where they were told. */
-  type?: string | undefined;
-  location?: string | undefined;
-  server?: string | undefined;
+  headers: Headers;
   body: string;
 }
 
@@ -57,23 +54,22 @@ export function healthOf(answer: Answer, path: string): Finding {
 
 /**
  * Why what asked for a WebSocket was answered with something else.
- * @param sent What was asked: the path, the page that a browser says it comes from, and whether there was a token.
+ * @param url What was asked for, with the access token where there was one.
  * @returns `path_not_stripped` or `not_a_relay` where the answer says no more than that nothing is there.
  */
-export function refusalOf(
-  answer: Answer,
-  { path, origin, hasToken }: { path: string; origin: string; hasToken: boolean },
-): Problem {
+export function refusalOf(answer: Answer, url: URL): Problem {
   const { status } = answer;
+  const { pathname: path, searchParams } = url;
   const { error, missing } = parseObject(answer.body);
   const says = saysOf(answer);
   if (error === 'access_token_missing') {
-    return new Problem(hasToken ? 'access_token_lost' : 'access_token_missing', says);
+    const isLost = searchParams.has('token');
+    return new Problem(isLost ? 'access_token_lost' : 'access_token_missing', says);
   }
   if (error === 'access_token_wrong') return new Problem('access_token_wrong', says);
   if (status === 429) return new Problem('too_many_requests', says);
   if (status === 403 && String(error).startsWith('origin')) {
-    return new Problem('origin_refused', says, origin);
+    return new Problem('origin_refused', says, originOf(url));
   }
   if (status === 401 || status === 403) return new Problem('forbidden', says, path);
   if (error === 'upgrade_required' || error === 'upgrade_failed' || status === 426) {
@@ -83,16 +79,23 @@ export function refusalOf(
   }
   if (status >= 500) return new Problem('bad_gateway', says);
   if (status >= 300 && status < 400) {
-    return new Problem('redirected', `${says}, to ${answer.location ?? 'another address'}`);
+    return new Problem(
+      'redirected',
+      `${says}, to ${answer.headers.get('location') ?? 'another address'}`,
+    );
   }
   return status === 404 && error === 'not_found'
     ? new Problem('path_not_stripped', `the relay’s own answer, ${says} at ${path}`)
     : new Problem('not_a_relay', `${says} at ${path}`);
 }
 
+/** The origin of a page of the relay's own. */
+export const originOf = (url: URL): string => url.origin.replace(/^ws/, 'http');
+
 /** The answer in a few words: `status 502 from nginx, text/html`. */
-export function saysOf({ status, type, server }: Answer): string {
-  const kind = type?.split(';')[0];
+export function saysOf({ status, headers }: Answer): string {
+  const server = headers.get('server');
+  const kind = headers.get('content-type')?.split(';')[0];
   return `status ${status}${server ? ` from ${server}` : ''}${kind ? `, ${kind}` : ''}`;
 }
 

@@ -1,13 +1,14 @@
 /** What the command looks at below and around the WebSocket: name, connection, certificate, and what HTTP answers. */
 import { lookup } from 'node:dns/promises';
-import { type EventEmitter, once } from 'node:events';
+import { once } from 'node:events';
 import http, { type IncomingMessage } from 'node:http';
 import https from 'node:https';
 import net from 'node:net';
+import { addAbortSignal } from 'node:stream';
 import tls from 'node:tls';
 import ipaddr from 'ipaddr.js';
 import { proxyFor } from '../client/proxy.ts';
-import { type Answer, type Facts, factsOf, healthOf, refusalOf, saysOf } from './http-answers.ts';
+import { type Answer, factsOf, healthOf, originOf, refusalOf, saysOf } from './http-answers.ts';
 import { Problem, type ProblemCode } from './problems.ts';
 import type { Finding, Task } from './steps.ts';
 
@@ -40,8 +41,6 @@ export class Probe {
   readonly #host: string;
   readonly #port: number;
   readonly #isSecure: boolean;
-  /** As a page of the relay's own has it. */
-  readonly #origin: string;
   /** The HTTP proxy that the environment names for the way to the relay. */
   readonly #via: URL | undefined;
   /** Of the relay, or of the HTTP proxy before it; after `connect`, only those that can be reached. */
@@ -54,7 +53,6 @@ export class Probe {
     this.#host = hostOf(url);
     this.#port = portOf(url);
     this.#isSecure = url.protocol === 'wss:';
-    this.#origin = new URL(url.href.replace(/^ws/, 'http')).origin;
     const via = proxyFor(url, process.env);
     // What cannot be read as a URL at all is taken for one of a kind that does not work.
     this.#via = via ? (URL.parse(via) ?? new URL('invalid://proxy')) : undefined;
@@ -128,15 +126,10 @@ export class Probe {
     const [issuer, subject] = [nameOf(certificate.issuer), nameOf(certificate.subject)];
     const [from, to] = [Date.parse(certificate.valid_from), Date.parse(certificate.valid_to)];
     const [now, left] = [Date.now(), to - Date.now()];
-    if (left < 0) {
-      throw new Problem(
-        'tls_expired',
-        `the certificate by ${issuer} ended ${durationOf(-left)} ago`,
-      );
-    }
+    const whose = `the certificate by ${issuer}`;
+    if (left < 0) throw new Problem('tls_expired', `${whose} ended ${durationOf(-left)} ago`);
     if (from > now) {
-      const found = `the certificate by ${issuer} begins in ${durationOf(from - now)}`;
-      throw new Problem('tls_not_yet_valid', found);
+      throw new Problem('tls_not_yet_valid', `${whose} begins in ${durationOf(from - now)}`);
     }
     if (tls.checkServerIdentity(this.#host, certificate)) {
       const names = certificate.subjectaltname?.replaceAll('DNS:', '') ?? subject;
@@ -164,7 +157,7 @@ export class Probe {
   async #upgrade(): Promise<Finding> {
     const answer = await this.#ask(this.url, UPGRADE);
     if (answer.status !== 101) throw await this.#refusal(answer);
-    const origin = this.#origin;
+    const origin = originOf(this.url);
     const asPage = await this.#ask(this.url, { ...UPGRADE, origin });
     if (asPage.status !== 403) return { found: 'status 101' };
     const found = `status 101; for a page of ${origin}, ${saysOf(asPage)}`;
@@ -173,9 +166,8 @@ export class Probe {
 
   /** Why there was no WebSocket; where the answer does not tell, what else is to be found there. */
   async #refusal(answer: Answer): Promise<Problem> {
-    const { pathname: path, searchParams, href } = this.url;
-    const hasToken = searchParams.has('token');
-    const problem = refusalOf(answer, { path, origin: this.#origin, hasToken });
+    const { pathname: path, href } = this.url;
+    const problem = refusalOf(answer, this.url);
     if (problem.code !== 'not_a_relay' && problem.code !== 'path_not_stripped') return problem;
     const found = `${saysOf(answer)} at ${path}`;
     if (answer.status === 400 && !this.#isSecure) {
@@ -207,24 +199,27 @@ export class Probe {
     if (!facts) return { found: `the relay does not tell (${answer.status}; AMESH_PAGE=0?)` };
     const { address, source } = facts;
     const found = `${address}, taken from ${source === 'peer' ? 'the connection' : source}`;
-    return { found: (await this.#doubt(facts, found)) ?? found, facts: { address, source } };
-  }
-
-  async #doubt({ address, source }: Facts, found: string): Promise<Problem | undefined> {
+    const warning = (code: ProblemCode, why: string): Finding => ({
+      found: new Problem(code, found + why),
+      facts: { address, source },
+    });
     const isPublic = (it: string): boolean => rangeOf(it) === 'unicast';
     if (source === 'peer' && this.#proxy !== undefined) {
-      return new Problem('proxy_not_trusted', `${found}; ${this.#proxy} answers for the relay`);
+      return warning('proxy_not_trusted', `; ${this.#proxy} answers for the relay`);
     }
     if (!this.#via && this.#addresses.some(isPublic) && !isPublic(address)) {
       const code = source === 'peer' ? 'proxy_not_trusted' : 'wrong_hop';
-      return new Problem(code, `${found}: a private address, and the relay’s is public`);
+      return warning(code, ': a private address, and the relay’s is public');
     }
-    if (source === 'peer' || source === 'another header') return undefined;
     // An address for documentation (RFC 5737), which nobody has: only who makes it up comes from there.
     const madeUp = '203.0.113.7';
-    const forged = await this.#ask(this.#beside(''), { ...ACCEPT_JSON, [source]: madeUp });
-    if (factsOf(forged)?.address !== madeUp) return undefined;
-    return new Problem('address_forgeable', `${found}; a made-up ${source} was believed`);
+    if (source !== 'peer' && source !== 'another header') {
+      const forged = await this.#ask(this.#beside(''), { ...ACCEPT_JSON, [source]: madeUp });
+      if (factsOf(forged)?.address === madeUp) {
+        return warning('address_forgeable', `; a made-up ${source} was believed`);
+      }
+    }
+    return { found, facts: { address, source } };
   }
 
   #beside(path: string): URL {
@@ -236,27 +231,22 @@ export class Probe {
   /** Asks over a connection of its own. Where the headers ask for a WebSocket, that is all that is done with it. */
   async #ask(url: URL, headers: Record<string, string> = {}): Promise<Answer> {
     let socket: net.Socket | undefined;
-    const signal = AbortSignal.timeout(TIMEOUT_MS);
     try {
       socket = await (this.#isSecure ? this.#secure(true) : this.#open());
       const request = http.request({
         path: url.pathname + url.search,
         headers: { ...headers, host: url.host },
         createConnection: () => socket as net.Socket,
-        signal,
       });
       request.end();
       const [response] = await heard<[IncomingMessage]>(request, 'upgrade', 'response');
-      const { statusCode: status = 0, headers: got } = response;
-      const name = PROXY_HEADERS.find((header) => header in got);
-      this.#proxy ??= name && (name === 'server' ? String(got[name]) : name);
-      const { 'content-type': type, location, server } = got;
-      const body = status === 101 ? '' : await bodyOf(response);
-      signal.throwIfAborted();
-      return { status, type, location, server: String(server ?? ''), body };
+      const { statusCode: status = 0 } = response;
+      const got = new Headers(response.headers as Record<string, string>);
+      const name = PROXY_HEADERS.find((header) => got.has(header));
+      this.#proxy ??= name === 'server' ? String(got.get(name)) : name;
+      return { status, headers: got, body: status === 101 ? '' : await bodyOf(response) };
     } catch (error) {
-      if (error instanceof Problem) throw error;
-      throw problemOf(signal.aborted ? signal.reason : error, this.#host, this.#port);
+      throw problemOf(error, this.#host, this.#port);
     } finally {
       socket?.destroy();
     }
@@ -295,7 +285,6 @@ export class Probe {
       'connect',
       'response',
     ).catch((error: unknown) => {
-      request.destroy();
       throw this.#unreachable(`no answer to CONNECT ${target} (${codeOf(error)})`);
     });
     if (statusCode === 200 && socket) return socket;
@@ -322,58 +311,58 @@ export class Probe {
  */
 async function reach(address: string, port: number): Promise<Problem | undefined> {
   let told: string | undefined;
-  const data = (): void => {};
   // Bun passes the error alone, although its types say that the socket comes first.
   const error = (reason: unknown): void => {
     told ??= codeOf(reason);
   };
-  let udp: { close: () => void } | undefined;
+  let udp: Bun.udp.ConnectedSocket<'buffer'> | undefined;
+  let hasRoute = false;
   try {
     const hostname = address.includes(':') ? '::' : '0.0.0.0';
     const connect = { hostname: address, port };
-    const socket = await Bun.udpSocket({ hostname, connect, socket: { data, error } });
-    udp = socket;
-    socket.send('');
-  } catch (refused) {
-    udp?.close();
-    return new Problem('no_route', `no route from here to ${address} (${codeOf(refused)})`);
-  }
-  try {
+    udp = await Bun.udpSocket({ hostname, connect, socket: { error } });
+    udp.send('');
+    hasRoute = true;
     (await connected(net.connect({ host: address, port }), 'connect')).destroy();
     return undefined;
   } catch (failed) {
+    if (!hasRoute) {
+      return new Problem('no_route', `no route from here to ${address} (${codeOf(failed)})`);
+    }
     await Bun.sleep(50);
     return told === 'EHOSTUNREACH' || told === 'ENETUNREACH'
       ? new Problem('no_answer', `no machine answers at ${address} (${told})`)
       : problemOf(failed, address, port);
   } finally {
-    udp.close();
+    udp?.close();
   }
 }
 
 async function connected<S extends net.Socket>(socket: S, event: string): Promise<S> {
-  await heard(socket, event).catch((error: unknown) => {
-    socket.destroy();
-    throw error;
-  });
+  await heard(socket, event);
   return socket;
 }
 
 /**
  * Waits for the first of some events.
  * @returns What it comes with.
- * @throws The error that the emitter has instead; an `AbortError` when the time is up.
+ * @throws The error that the source has instead; an `AbortError` when the time is up. Then the source is destroyed.
  */
-function heard<T extends unknown[]>(emitter: EventEmitter, ...events: string[]): Promise<T> {
-  // Nobody listens any more to an error that comes later.
-  emitter.on('error', () => {});
+function heard<T extends unknown[]>(
+  source: net.Socket | http.ClientRequest,
+  ...events: string[]
+): Promise<T> {
   const signal = AbortSignal.timeout(TIMEOUT_MS);
-  return Promise.race(events.map((event) => once(emitter, event, { signal }) as Promise<T>));
+  const first = Promise.race(events.map((event) => once(source, event, { signal }) as Promise<T>));
+  first.catch(() => source.destroy());
+  // Nobody listens any more to an error that comes later.
+  source.on('error', () => {});
+  return first;
 }
 
 async function bodyOf(response: IncomingMessage): Promise<string> {
   let body = '';
-  response.setEncoding('utf8');
+  addAbortSignal(AbortSignal.timeout(TIMEOUT_MS), response.setEncoding('utf8'));
   for await (const chunk of response) {
     body += chunk;
     if (body.length > MAX_BODY_BYTES) break;
@@ -383,7 +372,8 @@ async function bodyOf(response: IncomingMessage): Promise<string> {
 
 /** What it means that a connection failed. */
 function problemOf(error: unknown, host: string, port: number): Problem {
-  if (error instanceof Error && ['AbortError', 'TimeoutError'].includes(error.name)) {
+  if (error instanceof Problem) return error;
+  if (error instanceof Error && error.name === 'AbortError') {
     const found = `no answer from ${host}, port ${port}, within ${TIMEOUT_MS / 1000} s`;
     return new Problem('no_answer', found);
   }

@@ -152,13 +152,7 @@ async function ask(url: URL): Promise<Answer> {
     });
     // A browser tells a page that there is a redirect, but not its target.
     const status = response.type === 'opaqueredirect' ? 302 : response.status;
-    const header = (name: string): string | undefined => response.headers.get(name) ?? undefined;
-    return {
-      status,
-      type: header('content-type'),
-      server: header('server'),
-      body: await response.text(),
-    };
+    return { status, headers: response.headers, body: await response.text() };
   } catch (error) {
     showState('Does not answer', 'unavailable');
     const isLate = error instanceof DOMException && error.name === 'TimeoutError';
@@ -196,15 +190,15 @@ async function upgrade(): Promise<Finding> {
 /** Why no WebSocket opened. The browser does not tell, so the same URL is requested over plain HTTP. */
 async function refusal(): Promise<Problem> {
   const url = websocket();
-  const sent = { path: url.pathname, origin: location.origin, hasToken: token !== '' };
   url.protocol = location.protocol;
-  const problem = refusalOf(await ask(url), sent);
+  const problem = refusalOf(await ask(url), url);
   // This is also the normal answer to a plain request.
   if (problem.code === 'upgrade_swallowed') {
     const host = factsOf(await ask(base))?.host;
+    const { origin } = location;
     const found = 'no WebSocket opened, though a plain request reaches the relay';
     return host && host !== location.host
-      ? new Problem('origin_refused', `${found}, which sees its own host as ${host}`, sent.origin)
+      ? new Problem('origin_refused', `${found}, which sees its own host as ${host}`, origin)
       : new Problem('upgrade_swallowed', found);
   }
   return problem;
