@@ -38,15 +38,22 @@ export async function check(args: string[]): Promise<number> {
   });
   if (positionals.length > 1) throw usage(`got ${positionals.length} URLs, expected one`);
   const url = readUrl(positionals[0] ?? DEFAULT_URL);
-  const wait = readSeconds('--wait', values.wait, 1, MAX_WAIT_SECONDS) ?? 0;
-  const every = readSeconds('--every', values.every, MIN_EVERY_SECONDS, MAX_WAIT_SECONDS);
+  const seconds = (flag: 'wait' | 'idle' | 'every', min: number, max: number, normal: number) => {
+    const text = values[flag];
+    if (text === undefined) return normal;
+    const read = /^\d{1,4}$/.test(text) ? Number(text) : -1;
+    if (read >= min && read <= max) return read;
+    const got = JSON.stringify(text);
+    throw usage(`--${flag}: got ${got}, expected whole seconds from ${min} to ${max}`);
+  };
+  const wait = seconds('wait', 1, MAX_WAIT_SECONDS, 0);
+  const every = seconds('every', MIN_EVERY_SECONDS, MAX_WAIT_SECONDS, 0);
   // A probe measures, so unless told otherwise it does not wait.
-  const normalIdle = every === undefined ? IDLE_SECONDS : 0;
-  const idle = readSeconds('--idle', values.idle, 0, MAX_IDLE_SECONDS) ?? normalIdle;
-  if (every !== undefined && idle >= every) {
+  const idle = seconds('idle', 0, MAX_IDLE_SECONDS, every ? 0 : IDLE_SECONDS);
+  if (every && idle >= every) {
     throw usage(`--idle: got ${idle}, expected less than the ${every} seconds of --every`);
   }
-  const metrics = readMetricsPort(values['metrics-port'], every !== undefined);
+  const metrics = readMetricsPort(values['metrics-port'], every > 0);
   const token =
     values.token || url.searchParams.get('token') || process.env['AMESH_ACCESS_TOKEN'] || '';
   if (token) url.searchParams.set('token', token);
@@ -90,18 +97,6 @@ function readUrl(text: string): URL {
   // A password, an access token: what stands where secrets are kept is not repeated.
   const shown = text.replace(/\/\/[^/]*@/, '//…@').replace(/[?#].*/s, '?…');
   throw usage(`got ${JSON.stringify(shown)}, expected a WebSocket URL such as ${meant}`);
-}
-
-function readSeconds(
-  flag: string,
-  text: string | undefined,
-  min: number,
-  max: number,
-): number | undefined {
-  if (text === undefined) return undefined;
-  const seconds = /^\d{1,4}$/.test(text) ? Number(text) : -1;
-  if (seconds >= min && seconds <= max) return seconds;
-  throw usage(`${flag}: got ${JSON.stringify(text)}, expected whole seconds from ${min} to ${max}`);
 }
 
 const usage = (message: string): Error => new ConfigError(`check: ${message}`);

@@ -1,6 +1,7 @@
 /** `amesh-relay check --every`: a probe that runs all day. It reports each run as a line and as metrics, then a summary. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Registry } from 'prom-client';
+import type { Config } from '../config.ts';
 import { ListenError } from '../relay.ts';
 import { conclusionOf, durationText, type Step, stepTitles } from './steps.ts';
 
@@ -12,10 +13,7 @@ import { conclusionOf, durationText, type Step, stepTitles } from './steps.ts';
 export const MIN_EVERY_SECONDS = 15;
 
 /** Where metrics are served. */
-export interface Endpoint {
-  host: string;
-  port: number;
-}
+export type Endpoint = Pick<Config, 'host' | 'port'>;
 
 /** One check of many. */
 export interface Run {
@@ -65,13 +63,9 @@ export function summaryOf(times: number[], failures: number, seconds: number) {
   };
 }
 
-function textOf({
-  runs,
-  failures,
-  medianMs,
-  slowestMs,
-  seconds,
-}: ReturnType<typeof summaryOf>): string {
+type Summary = ReturnType<typeof summaryOf>;
+
+function textOf({ runs, failures, medianMs, slowestMs, seconds }: Summary): string {
   const text = `${runs} run${runs === 1 ? '' : 's'} in ${seconds} s, ${failures || 'none'} failed`;
   if (medianMs === null || slowestMs === null) return text;
   return `${text}; median ${durationText(medianMs)}, slowest ${durationText(slowestMs)}`;
@@ -155,8 +149,7 @@ export async function checkEvery(
   let failures = 0;
   const say = (text: string): void => void process.stdout.write(`${text}\n`);
   const stop = (): void => {
-    const lasted = Math.round((performance.now() - begun) / 1000);
-    const summary = summaryOf(times, failures, lasted);
+    const summary = summaryOf(times, failures, Math.round((performance.now() - begun) / 1000));
     say(json ? JSON.stringify({ summary }) : textOf(summary));
     process.exit(failures > 0 ? 1 : 0);
   };

@@ -14,24 +14,20 @@ const ADDRESS_HEADER = /^[a-z-]{1,40}-(?:for|ip|clientip|address)$/;
 /** An IPv4 or IPv6 address, by its characters. */
 const ADDRESS = /^(?:unknown|[\d.]{7,15}|[\da-f:.]{2,45})$/i;
 
-/** What the relay says at `GET /`, as far as it can be believed. */
-export interface Facts {
-  /** The address that the relay sees the caller under. */
-  address: string;
-  /** Where it has that address from: `peer`, a header's name, or `another header`, which is not looked at further. */
-  source: string;
-  /** The host and port that the relay takes for its own. */
-  host: string | undefined;
-}
-
-/** @returns Undefined where the answer is not that of a relay's `GET /`. */
-export function factsOf({ body }: Answer): Facts | undefined {
+/**
+ * What the relay says at `GET /`, as far as it can be believed.
+ * @returns The `address` that the relay sees the caller under, and the `source` that it has the address from: `peer`, a
+ *   header's name, or `another header`, which is not looked at further; both as a line in `found`; and the `host` and port
+ *   that the relay takes for its own. Undefined where the answer is not that of a relay's `GET /`.
+ */
+export function factsOf({ body }: Answer) {
   const { client, websocket } = parseObject(body);
-  const { address, source } = Object(client) as Record<string, unknown>;
+  const { address, source: told } = Object(client) as Record<string, unknown>;
   if (typeof address !== 'string' || !ADDRESS.test(address)) return undefined;
-  const isKnown = source === 'peer' || ADDRESS_HEADER.test(String(source));
-  const from = isKnown ? String(source) : 'another header';
-  return { address, source: from, host: URL.parse(String(websocket))?.host };
+  const isKnown = told === 'peer' || ADDRESS_HEADER.test(String(told));
+  const source = isKnown ? String(told) : 'another header';
+  const found = `${address}, taken from ${source === 'peer' ? 'the connection' : source}`;
+  return { address, source, found, host: URL.parse(String(websocket))?.host };
 }
 
 /**

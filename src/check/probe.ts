@@ -177,11 +177,8 @@ export class Probe {
       if (socket) return new Problem('tls_needed', `${found}; ${where}`, href.replace('ws', 'wss'));
     }
     // The relay may be here, and only the path wrong.
-    for (const other of new Set([
-      '/ws',
-      this.#beside('ws').pathname,
-      `${path.replace(/\/$/, '')}/ws`,
-    ])) {
+    const others = ['/ws', this.#beside('ws').pathname, `${path.replace(/\/$/, '')}/ws`];
+    for (const other of new Set(others)) {
       const url = new URL(this.url);
       url.pathname = other;
       const { status, body } = other === path ? answer : await this.#ask(url, UPGRADE);
@@ -195,14 +192,13 @@ export class Probe {
   /** The address that the relay sees the caller under, and whether that can be right. */
   async #address(): Promise<Finding> {
     const answer = await this.#ask(this.#beside(''), ACCEPT_JSON);
-    const facts = factsOf(answer);
-    if (!facts) return { found: `the relay does not tell (${answer.status}; AMESH_PAGE=0?)` };
-    const { address, source } = facts;
-    const found = `${address}, taken from ${source === 'peer' ? 'the connection' : source}`;
-    const warning = (code: ProblemCode, why: string): Finding => ({
-      found: new Problem(code, found + why),
-      facts: { address, source },
-    });
+    const told = factsOf(answer);
+    if (!told) return { found: `the relay does not tell (${answer.status}; AMESH_PAGE=0?)` };
+    const { address, source, found } = told;
+    const facts = { address, source };
+    const warning = (code: ProblemCode, why: string): Finding => {
+      return { found: new Problem(code, found + why), facts };
+    };
     const isPublic = (it: string): boolean => rangeOf(it) === 'unicast';
     if (source === 'peer' && this.#proxy !== undefined) {
       return warning('proxy_not_trusted', `; ${this.#proxy} answers for the relay`);
@@ -219,7 +215,7 @@ export class Probe {
         return warning('address_forgeable', `; a made-up ${source} was believed`);
       }
     }
-    return { found, facts: { address, source } };
+    return { found, facts };
   }
 
   #beside(path: string): URL {
@@ -255,11 +251,8 @@ export class Probe {
   /** @param isStrict Whether a certificate that no client would trust is refused. */
   async #secure(isStrict: boolean): Promise<tls.TLSSocket> {
     const name = ipaddr.isValid(this.#host) ? {} : { servername: this.#host };
-    const socket = await this.#open();
-    return connected(
-      tls.connect({ socket, rejectUnauthorized: isStrict, ...name }),
-      'secureConnect',
-    );
+    const options = { socket: await this.#open(), rejectUnauthorized: isStrict, ...name };
+    return connected(tls.connect(options), 'secureConnect');
   }
 
   /** A connection to the relay, through the HTTP proxy where there is one. */
@@ -280,11 +273,8 @@ export class Probe {
       agent: false,
     });
     request.end();
-    const [{ statusCode }, socket] = await heard<[IncomingMessage, net.Socket?]>(
-      request,
-      'connect',
-      'response',
-    ).catch((error: unknown) => {
+    const answer = heard<[IncomingMessage, net.Socket?]>(request, 'connect', 'response');
+    const [{ statusCode }, socket] = await answer.catch((error: unknown) => {
       throw this.#unreachable(`no answer to CONNECT ${target} (${codeOf(error)})`);
     });
     if (statusCode === 200 && socket) return socket;

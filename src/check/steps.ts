@@ -136,33 +136,25 @@ export function wireTasks(url: string, idleSeconds: number, skip?: AbortSignal):
     ['large', withPair(largeFrame)],
     ['disconnect', withPair(disconnect)],
     ['verdict', () => verdict(url)],
-    [
-      'bootstrap',
-      async () => (await meetByToken(url), { found: 'watched, announced, acknowledged' }),
-    ],
+    ['bootstrap', () => meetByToken(url)],
     ['instances', () => morePairings(url)],
     ...(idleSeconds > 0 ? [idle] : []),
   ];
 }
 
-/**
- * Starts to wait for another device.
- * @param start Waits, and calls its argument when the relay has taken the code or the token id.
- * @returns At that time: the code, where there is one, and what comes with the other device.
- */
-async function waitBy<T>(
-  start: (onTaken: (code: string) => void) => Promise<T>,
-): Promise<{ code: string; met: Promise<T> }> {
+/** Starts to wait for another device. @returns When the relay has taken the code. */
+async function waitWithCode(url: string): Promise<Waiting> {
   const taken = Promise.withResolvers<string>();
-  const met = start(taken.resolve);
+  const met = listen(url, { timeoutMs, onCode: taken.resolve });
   met.catch(taken.reject);
-  void sleep(timeoutMs).then(() => taken.reject(new RelayError('timeout', `${timeoutMs} ms`)));
   return { code: await taken.promise, met };
 }
 
-const waitWithCode = (url: string) => waitBy((onCode) => listen(url, { timeoutMs, onCode }));
-
-type Waiting = Awaited<ReturnType<typeof waitWithCode>>;
+interface Waiting {
+  code: string;
+  /** Comes with the other device. */
+  met: Promise<Channel>;
+}
 
 /** Two devices that have met. */
 interface Pair {
@@ -235,42 +227,41 @@ async function beQuiet(
   url: string,
   seconds: number,
   progress: (text: string) => void,
-  skip: AbortSignal | undefined,
+  skip?: AbortSignal,
 ): Promise<Finding> {
   const start = performance.now();
   const waited = (): number => Math.round((performance.now() - start) / 1000);
-  const wait = async (met: Promise<unknown>): Promise<void> => {
-    for (let left = seconds; left > 0 && !skip?.aborted; left -= 1) {
-      progress(`${left} s left`);
-      await Promise.race([sleep(1000, skip), met]);
-    }
-  };
   const cut = (): string => `cut after ${waited()} s without a message`;
-  await explained('idle_cut', cut, meetByToken(url, seconds, wait));
+  await explained('idle_cut', cut, meetByToken(url, seconds, progress, skip));
   const found = `${skip?.aborted ? 'skipped, ' : ''}still there after ${waited()} s`;
   return { found, facts: { idleSeconds: waited() } };
 }
 
 /**
  * Watches a token id, announces a device under it over another connection, and answers the device.
- * @param seconds How long the watch waits before the device comes.
- * @param meanwhile What happens in that time. Its argument settles early where the watch ends early.
+ * @param seconds How long nothing is sent between the watch and the announcement.
  */
 async function meetByToken(
   url: string,
   seconds = 0,
-  meanwhile?: (met: Promise<unknown>) => Promise<void>,
-): Promise<void> {
+  progress?: (text: string) => void,
+  skip?: AbortSignal,
+): Promise<Finding> {
   const jti = `check_${crypto.randomUUID()}`;
-  const { met } = await waitBy((onTaken) =>
-    watch(url, jti, { timeoutMs: seconds * 1000 + timeoutMs, onWaiting: () => onTaken('') }),
-  );
-  await meanwhile?.(met);
+  const taken = Promise.withResolvers<void>();
+  const watching = { timeoutMs: seconds * 1000 + timeoutMs, onWaiting: taken.resolve };
+  const met = watch(url, jti, watching);
+  await Promise.race([taken.promise, met]);
+  for (let left = seconds; left > 0 && !skip?.aborted; left -= 1) {
+    progress?.(`${left} s left`);
+    await Promise.race([sleep(1000, skip), met]);
+  }
   const announced = announce(url, { jti, token: 'check', targetPubKey: 'check' }, { timeoutMs });
   announced.catch(() => {});
   const device = await Promise.race([met, announced.then(() => met)]);
   await device.acknowledge({ publicKey: 'check', controllerSig: 'check' }, { timeoutMs });
   sameOrProblem((await announced).controllerPubKey, 'check');
+  return { found: 'watched, announced, acknowledged' };
 }
 
 async function exchange(from: Channel, to: Channel, payload: string): Promise<void> {
@@ -298,8 +289,8 @@ async function endOf(channel: Channel): Promise<void> {
  * Says what an error of the relay means at this place, where it means more than elsewhere.
  * @throws {Problem} With this code, and what `found` returns then.
  */
-function explained(code: ProblemCode, found: () => string, work: Promise<void>): Promise<void> {
-  return work.catch((error: unknown) => {
+async function explained(code: ProblemCode, found: () => string, work: Promise<unknown>) {
+  await work.catch((error: unknown) => {
     if (!(error instanceof RelayError) || error.code === 'rate_limited') throw error;
     throw new Problem(code, `${found()} (${error.code})`);
   });

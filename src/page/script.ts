@@ -208,8 +208,7 @@ async function address(): Promise<Finding> {
   const answer = await ask(base);
   const facts = factsOf(answer);
   if (!facts) return { found: `the relay does not tell (${answer.status})` };
-  const source = facts.source === 'peer' ? 'the connection' : facts.source;
-  const found = `${facts.address}, taken from ${source}`;
+  const { found } = facts;
   // The relay shows this element if the request for the page came through a proxy that it does not trust.
   const isProxy = document.querySelector('.doubt') !== null;
   return { found: isProxy ? new Problem('proxy_not_trusted', found) : found };
