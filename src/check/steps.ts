@@ -143,18 +143,14 @@ export function wireTasks(url: string, idleSeconds: number, skip?: AbortSignal):
 }
 
 /** Starts to wait for another device. @returns When the relay has taken the code. */
-async function waitWithCode(url: string): Promise<Waiting> {
+async function waitWithCode(url: string) {
   const taken = Promise.withResolvers<string>();
   const met = listen(url, { timeoutMs, onCode: taken.resolve });
   met.catch(taken.reject);
   return { code: await taken.promise, met };
 }
 
-interface Waiting {
-  code: string;
-  /** Comes with the other device. */
-  met: Promise<Channel>;
-}
+type Waiting = Awaited<ReturnType<typeof waitWithCode>>;
 
 /** Two devices that have met. */
 interface Pair {
