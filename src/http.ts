@@ -162,7 +162,7 @@ export function createApp({ health, page, callers, isTls, isPrivate }: AppOption
         return json(c, facts);
       }
       const { servePage } = await import('./page/page.ts');
-      return servePage(c, facts, health());
+      return servePage(c, { ...facts, ...health() });
     });
   }
 

@@ -18,7 +18,7 @@ export function startPrivateRelay(
     const facts = await fetch(home).then((response) => response.json() as Promise<object>);
     const here = { ...facts, websocket: `ws://${c.req.header('host')}/ws`, private: true };
     if (!c.req.header('accept')?.includes('text/html')) return c.json(here);
-    return servePage(c, here as never, { status: 'ok', sessions: 0 });
+    return servePage(c, { ...here, status: 'ok', sessions: 0 } as never);
   });
   app.get('/health', () => fetch(`${home}health`));
   app.all('/ws', (c) => c.json({ error: 'upgrade_required' }, 400));

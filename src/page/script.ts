@@ -20,7 +20,8 @@ const element = (id: string): HTMLElement => document.getElementById(id) as HTML
 
 // The relay serves this page at its /. So if the browser sees a longer path, a proxy has added it as a prefix.
 const base = new URL(location.pathname.replace(/\/*$/, '/'), location.origin);
-(element('health') as HTMLAnchorElement).href = new URL('health', base).href;
+const healthUrl = new URL('health', base);
+element('health').setAttribute('href', healthUrl.href);
 
 /** The access token. Kept only in memory, so it is lost when the tab closes. */
 let token = '';
@@ -50,82 +51,122 @@ showAddress();
 
 for (const [index, button] of document.querySelectorAll<HTMLElement>('button.copy').entries()) {
   const code = button.previousElementSibling as HTMLElement;
+  button.hidden = false;
   code.id = `copied-${index}`;
   button.setAttribute('aria-describedby', code.id);
   copies(button, () => code.innerText.replace(masked(websocket().href), websocket().href), code);
 }
 
-const tokenForm = document.getElementById('token-form');
-if (tokenForm) {
-  tokenForm.hidden = false;
-  tokenForm.addEventListener('submit', (event) => {
-    event.preventDefault();
-    token = tokenInput?.value.trim() ?? '';
-    showAddress();
-    element('told').textContent = token ? 'The token is in use' : 'No token is in use';
-  });
-}
+/** For screen readers: says what others see elsewhere. */
+const told = element('told');
+
+const form = tokenInput?.form;
+form?.removeAttribute('hidden');
+form?.addEventListener('submit', (event) => {
+  event.preventDefault();
+  token = tokenInput?.value.trim() ?? '';
+  showAddress();
+  told.textContent = token ? 'The token is in use' : 'No token is in use';
+});
 
 /** Makes a button copy a text. Without TLS a page has no clipboard; then the element `shown` is selected instead. */
 function copies(button: HTMLElement, text: () => string, shown: Element): void {
   const label = button.textContent;
-  const told = (words: string): void => {
-    button.textContent = words;
-    element('told').textContent = words;
+  button.addEventListener('click', async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      button.textContent = 'Copied';
+    } catch {
+      getSelection()?.selectAllChildren(shown);
+      button.textContent = 'Selected';
+    }
+    told.textContent = button.textContent;
     setTimeout(() => {
       button.textContent = label;
-      element('told').textContent = '';
+      told.textContent = '';
     }, 2500);
-  };
-  button.hidden = false;
-  button.addEventListener('click', () => {
-    Promise.resolve()
-      .then(() => navigator.clipboard.writeText(text()))
-      .then(
-        () => told('Copied'),
-        () => {
-          getSelection()?.selectAllChildren(shown);
-          told('Selected');
-        },
-      );
   });
 }
+
+/** The report of the last check as text, like that of the command. */
+let report = '';
+copies(element('copy-report'), () => report, element('steps'));
+
+/** The line of the step that runs, and what it has found so far. */
+let line: HTMLElement;
+let found: HTMLElement;
+
+/** Shows each step in a line of its own, and adds it to the report. */
+const reporter: Reporter = {
+  begin(name) {
+    line = part('li');
+    found = part('small');
+    line.append(part('div', stepTitles[name]), found);
+    element('steps').append(line);
+  },
+
+  progress(_name, text) {
+    found.textContent = text;
+    element('skip').hidden = false;
+  },
+
+  end({ name, status, ms, found: whole, problem, means, change }) {
+    element('skip').hidden = true;
+    const text = masked(whole);
+    const duration = durationText(ms);
+    line.className = status;
+    found.textContent = text;
+    line.append(part('time', duration));
+    report += `${status.padEnd(7)} ${stepTitles[name]} (${duration}): ${text}\n`;
+    for (const advice of means && change ? [means, `→ ${change}`] : []) {
+      line.append(part('p', advice));
+      report += `        ${advice}\n`;
+    }
+    if (problem === 'no_answer' || (name === 'health' && status !== 'warning')) {
+      const state = element('state');
+      state.textContent = problem === 'no_answer' ? 'Does not answer' : text.replace('ok', 'Up');
+      state.className = `state ${status}`;
+    }
+  },
+};
 
 const button = element('run');
 button.hidden = false;
 button.addEventListener('click', () => {
-  if (button.getAttribute('aria-disabled') === 'true') return;
+  if (button.ariaDisabled === 'true') return;
   if (tokenInput && !token) {
     conclude('failed', 'This relay is private: give it your access token first.');
     tokenInput.focus();
     return;
   }
-  button.setAttribute('aria-disabled', 'true');
+  button.ariaDisabled = 'true';
   button.textContent = 'Checking…';
   void check().finally(() => {
-    button.removeAttribute('aria-disabled');
+    button.ariaDisabled = null;
     button.textContent = 'Run it again';
   });
 });
 
-/** The report of the last check as text, like that of the command. */
-let report = '';
-copies(element('copy-report'), () => report, element('steps'));
-element('copy-report').hidden = true;
-
 async function check(): Promise<void> {
-  const list = new StepList();
+  const url = websocket().href;
+  report = `${masked(url)}, checked by a browser, ${new Date().toISOString()}\n\n`;
+  element('steps').replaceChildren();
   element('copy-report').hidden = true;
   conclude('', '');
+  const skip = new AbortController();
+  element('skip').onclick = () => {
+    button.focus();
+    skip.abort();
+  };
   const tasks: Task[] = [
-    ['health', health],
+    ['health', async () => healthOf(await ask(healthUrl), healthUrl.pathname)],
     ['upgrade', upgrade],
     ['address', address],
-    ...wireTasks(websocket().href, IDLE_SECONDS, list.skip.signal),
+    ...wireTasks(url, IDLE_SECONDS, skip.signal),
   ];
-  const { status, text } = conclusionOf(await takeAll(tasks, list));
+  const { status, text } = conclusionOf(await takeAll(tasks, reporter));
   conclude(status, text);
-  report = `${masked(websocket().href)}, checked by a browser, ${new Date().toISOString()}\n\n${list.text}\n${element('verdict').textContent}\n`;
+  report += `\n${element('verdict').textContent}\n`;
   element('copy-report').hidden = false;
 }
 
@@ -133,13 +174,6 @@ function conclude(status: Step['status'] | '', text: string): void {
   const verdict = element('verdict');
   verdict.className = status;
   verdict.textContent = text;
-}
-
-/** The badge beside the title. */
-function showState(text: string, status: 'ok' | 'unavailable'): void {
-  const state = element('state');
-  state.textContent = text;
-  state.parentElement?.classList.replace(state.parentElement.classList[1] ?? '', status);
 }
 
 async function ask(url: URL): Promise<Answer> {
@@ -154,24 +188,9 @@ async function ask(url: URL): Promise<Answer> {
     const status = response.type === 'opaqueredirect' ? 302 : response.status;
     return { status, headers: response.headers, body: await response.text() };
   } catch (error) {
-    showState('Does not answer', 'unavailable');
     const isLate = error instanceof DOMException && error.name === 'TimeoutError';
     const found = `the relay does not answer${isLate ? ` within ${TIMEOUT_MS / 1000} s` : ' any more'}`;
     throw new Problem('no_answer', found);
-  }
-}
-
-async function health(): Promise<Finding> {
-  const url = new URL('health', base);
-  try {
-    const finding = healthOf(await ask(url), url.pathname);
-    if (typeof finding.found === 'string') showState(finding.found.replace('ok', 'Up'), 'ok');
-    return finding;
-  } catch (error) {
-    if (error instanceof Problem && error.code !== 'no_answer') {
-      showState(error.found, 'unavailable');
-    }
-    throw error;
   }
 }
 
@@ -210,64 +229,12 @@ async function address(): Promise<Finding> {
   if (!facts) return { found: `the relay does not tell (${answer.status})` };
   const { found } = facts;
   // The relay shows this element if the request for the page came through a proxy that it does not trust.
-  const isProxy = document.querySelector('.doubt') !== null;
+  const isProxy = document.getElementById('doubt') !== null;
   return { found: isProxy ? new Problem('proxy_not_trusted', found) : found };
 }
 
-/** The list of steps on the page, with one line for each step. */
-class StepList implements Reporter {
-  /** The list as text. */
-  text = '';
-  /** Aborted by the Skip button: ends the last step early. */
-  readonly skip = new AbortController();
-  readonly #list = element('steps');
-  #line!: HTMLLIElement;
-  #found: HTMLElement | undefined;
-
-  constructor() {
-    this.#list.replaceChildren();
-  }
-
-  begin(name: Step['name']): void {
-    this.#line = document.createElement('li');
-    this.#line.append(part('div', stepTitles[name]));
-    this.#list.append(this.#line);
-    this.#found = undefined;
-  }
-
-  progress(_name: Step['name'], text: string): void {
-    if (!this.#found) {
-      this.#found = part('div', '', 'found');
-      const skip = part('button', 'Skip', 'quiet small');
-      skip.addEventListener('click', () => {
-        button.focus();
-        this.skip.abort();
-      });
-      this.#line.append(this.#found, skip);
-    }
-    this.#found.textContent = text;
-  }
-
-  end({ name, status, ms, found: whole, means, change }: Step): void {
-    const found = masked(whole);
-    const title = part('div', stepTitles[name]);
-    title.append(part('span', status === 'ok' ? ': well. ' : `: ${status}. `, 'unseen'));
-    const duration = durationText(ms);
-    this.#line.replaceChildren(title, part('div', found, 'found'), part('time', duration));
-    this.text += `${status.padEnd(7)} ${stepTitles[name]} (${duration}): ${found}\n`;
-    if (means && change) {
-      const advice = part('div', '', 'advice');
-      advice.append(part('p', means), part('p', `→ ${change}`));
-      this.#line.append(advice);
-      this.text += `        ${means}\n        → ${change}\n`;
-    }
-    this.#line.classList.add(status);
-  }
-}
-
-function part(tag: string, text: string, className = ''): HTMLElement {
+function part(tag: string, text = ''): HTMLElement {
   const made = document.createElement(tag);
   made.textContent = text;
-  if (className) made.className = className;
   return made;
 }
