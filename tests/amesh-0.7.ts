@@ -1,4 +1,4 @@
-/** The handshake of the deployed clients (amesh 0.7), as PROTOCOL.md describes it: for tests, and for nothing else. */
+/** The handshake of the deployed clients (amesh 0.7), as docs/secure.md describes it: for tests, and for nothing else. */
 import { chacha20poly1305 } from '@noble/ciphers/chacha.js';
 import { p256 } from '@noble/curves/nist.js';
 import { hkdf } from '@noble/hashes/hkdf.js';
