@@ -1,4 +1,5 @@
 /** `amesh-relay check --every`: a probe that runs all day. It reports each run as a line and as metrics, then a summary. */
+import { createHistogram, type Histogram } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Registry } from 'prom-client';
 import type { Config } from '../config.ts';
@@ -52,13 +53,13 @@ export async function* repeat(
  * @param times How many milliseconds the runs took that passed. The median and the slowest are null if there is none.
  * @param seconds From the first run to the end.
  */
-export function summaryOf(times: number[], failures: number, seconds: number) {
-  const sorted = times.toSorted((a, b) => a - b);
+export function summaryOf(times: Histogram, failures: number, seconds: number) {
+  const { count, max } = times;
   return {
-    runs: times.length + failures,
+    runs: count + failures,
     failures,
-    medianMs: sorted[times.length >> 1] ?? null,
-    slowestMs: sorted.at(-1) ?? null,
+    medianMs: count > 0 ? times.percentile(50) : null,
+    slowestMs: count > 0 ? max : null,
     seconds,
   };
 }
@@ -144,8 +145,7 @@ export async function checkEvery(
   { url, json, metrics }: { url: string; json: boolean; metrics?: Endpoint | undefined },
 ): Promise<never> {
   const begun = performance.now();
-  // Grows by one number a run, at most 5760 a day.
-  const times: number[] = [];
+  const times = createHistogram();
   let failures = 0;
   const say = (text: string): void => void process.stdout.write(`${text}\n`);
   const stop = (): void => {
@@ -161,7 +161,7 @@ export async function checkEvery(
   const runs = repeat(seconds * 1000, check);
   for (;;) {
     const { value: run } = await runs.next();
-    if (run.ok) times.push(run.ms);
+    if (run.ok) times.record(Math.max(run.ms, 1));
     else failures += 1;
     counted?.record(run);
     say(json ? JSON.stringify({ url, ...run }) : lineOf(run));
