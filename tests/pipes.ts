@@ -2,7 +2,7 @@
 import { fromBase64, toBase64, type Bytes } from '../src/client/base64.ts';
 import type { Pipe } from '../src/client/channel.ts';
 import { RelayError, type RelayErrorCode } from '../src/client/errors.ts';
-import { Inbox, Wait, type WaitOptions } from '../src/client/inbox.ts';
+import { Inbox, type WaitOptions, within } from '../src/client/inbox.ts';
 
 /** One end. Payloads are the texts that the relay would forward. */
 export class TestPipe implements Pipe {
@@ -21,15 +21,12 @@ export class TestPipe implements Pipe {
     this.onSent(toBase64(bytes));
   }
 
-  async receiveBytes(options: WaitOptions = {}): Promise<Bytes> {
-    const wait = new Wait(options, 5000);
-    try {
-      const bytes = fromBase64(await this.#inbox.next(wait));
+  receiveBytes(options: WaitOptions = {}): Promise<Bytes> {
+    return within(options, async (over) => {
+      const bytes = fromBase64(await this.#inbox.next(over));
       if (!bytes) throw new RelayError('invalid_payload');
       return bytes;
-    } finally {
-      wait.end();
-    }
+    });
   }
 
   /** Gives this side a payload, as if the other side had sent it. */

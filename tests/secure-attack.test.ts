@@ -16,7 +16,7 @@ import {
 } from '../src/client/keys.ts';
 import * as amesh07 from './amesh-0.7.ts';
 import { type From, rest, TestPipe, twoEnds } from './pipes.ts';
-import { Inbox, Wait } from '../src/client/inbox.ts';
+import { Inbox } from '../src/client/inbox.ts';
 
 const seen = (digits: string): string => digits.slice(-2);
 
@@ -40,7 +40,7 @@ function line(): [amesh07.Line, amesh07.Line] {
   const inboxes = [new Inbox<string>(), new Inbox<string>()] as const;
   const end = (mine: Inbox<string>, theirs: Inbox<string>): amesh07.Line => ({
     say: (payload) => theirs.put(payload),
-    hear: () => mine.next(new Wait({}, 5000)),
+    hear: () => mine.next(AbortSignal.timeout(5000)),
   });
   return [end(...inboxes), end(inboxes[1], inboxes[0])];
 }

@@ -1,16 +1,12 @@
 /** The secure channel between two devices that share keys, and the encrypted records that it sends. */
 import type { Bytes } from './base64.ts';
-import { RelayError, traced } from './errors.ts';
-import { Inbox, Wait, type WaitOptions } from './inbox.ts';
+import type { Channel } from './client.ts';
+import { codeOf, RelayError, type RelayErrorCode, traced } from './errors.ts';
+import { Inbox, type WaitOptions, within } from './inbox.ts';
 import { type Agreement, concat, open, seal, utf8 } from './keys.ts';
 
-/** Sends bytes to the other side and receives them: a plain channel, or one made by a test. */
-export interface Pipe {
-  send(bytes: Uint8Array): void;
-  receiveBytes(options?: WaitOptions): Promise<Bytes>;
-  done(): Promise<void>;
-  close(): Promise<void>;
-}
+/** What is used of a plain channel to carry bytes to the other side and back. Tests make their own. */
+export type Pipe = Pick<Channel, 'send' | 'receiveBytes' | 'done' | 'close'>;
 
 /** The first byte of every record. */
 export const kinds = {
@@ -26,12 +22,12 @@ export const kinds = {
 } as const;
 
 /** The reasons for refusing to pair. On the wire, a reason is the byte of its index in this list. */
-export const refusals = [
+export const refusals: readonly RelayErrorCode[] = [
   'cancelled',
   'digits_malformed',
   'digits_mismatch',
   'code_mismatch',
-] as const;
+];
 
 export interface Opened {
   kind: number;
@@ -40,8 +36,6 @@ export interface Opened {
 
 /** The most bytes of a record's body. With tag and kind, in base64 and JSON, it fits into the relay's 65,536 bytes. */
 export const MAX_BODY_BYTES = 49_000;
-
-const DEFAULT_TIMEOUT_MS = 60_000;
 
 /** Sends and receives sealed records over a pipe. A changed, repeated, missing or misplaced record ends it. */
 export class Records {
@@ -60,13 +54,13 @@ export class Records {
   /** Sends a record, in the order of the calls. Rejects if the connection has ended. */
   send(kind: number, body: Uint8Array = new Uint8Array()): Promise<void> {
     const sending = this.#sending.then(async () => {
-      if (!this.#keys) throw this.#ended();
+      if (!this.#keys) throw this.#inbox.end as RelayError;
       const sealed = await seal(this.#keys.sending, this.#sent, concat(Uint8Array.of(kind), body));
       this.#sent += 1;
-      if (!this.#keys) throw this.#ended();
+      if (!this.#keys) throw this.#inbox.end as RelayError;
       this.#pipe.send(sealed);
     });
-    this.#sending = sending.catch((error: unknown) => this.#fail(error));
+    this.#sending = sending.catch((error: unknown) => void this.#finish(error as RelayError));
     return sending;
   }
 
@@ -75,26 +69,20 @@ export class Records {
    * @throws {RelayError} The reason for the end: one that the other side sent sealed (`peer_done` and the refusals),
    *   one of the relay, or `not_authentic`.
    */
-  async next(options: WaitOptions): Promise<Opened> {
-    const wait = new Wait(options, DEFAULT_TIMEOUT_MS);
-    try {
-      return await this.#inbox.next(wait);
-    } finally {
-      wait.end();
-    }
+  next(options: WaitOptions): Promise<Opened> {
+    return within(options, (over) => this.#inbox.next(over));
   }
 
   /** Closes the pipe after all records have been sent. Never throws. */
   async close(end = new RelayError('closed')): Promise<void> {
     await this.#sending;
-    this.#finish(end);
-    await this.#pipe.close();
+    await this.#finish(end);
   }
 
   /** Tells the other side in a sealed record that this side is finished, and closes the pipe. Never throws. */
   async done(): Promise<void> {
     await this.send(kinds.end).catch(() => {});
-    if (this.#keys) await this.#pipe.done();
+    await this.#pipe.done();
     await this.close();
   }
 
@@ -105,7 +93,7 @@ export class Records {
         if (this.#keys) this.#take(await open(this.#keys.receiving, count, sealed));
       }
     } catch (error) {
-      this.#fail(error);
+      await this.#finish(error as RelayError);
     }
   }
 
@@ -119,26 +107,21 @@ export class Records {
     if (kind !== kinds.keepAlive) this.#inbox.put({ kind, body: record.slice(1) });
   }
 
-  /** @param error Always a RelayError, since the functions called here throw nothing else. */
-  #fail(error: unknown): void {
-    this.#finish(error as RelayError);
-    void this.#pipe.close();
-  }
-
-  /** Ends the records; only the first reason counts. Removes the keys, so nothing is sealed or opened any more. */
-  #finish(end: RelayError): void {
+  /**
+   * Ends the records and closes the pipe; only the first reason counts. Removes the keys, so nothing is sealed or
+   * opened any more.
+   * @param end Every error caught here is a RelayError, since the functions called here throw nothing else.
+   */
+  async #finish(end: RelayError): Promise<void> {
     this.#keys = undefined;
     this.#inbox.finish(end);
-  }
-
-  #ended(): RelayError {
-    return this.#inbox.end ?? new RelayError('closed');
+    await this.#pipe.close();
   }
 }
 
 /** Replaces errors of the pipe that come from the relay alone, which may lie, by `not_authentic`. */
 function distrust(error: unknown): never {
-  const code = error instanceof RelayError ? error.code : undefined;
+  const code = codeOf(error);
   if (code === 'invalid_payload') throw new RelayError('not_authentic');
   // An honest peer sends its end as a sealed record first, and only then tells the relay.
   if (code === 'peer_done')
@@ -200,7 +183,7 @@ export class SecureChannel implements AsyncIterable<unknown> {
     try {
       for (;;) yield await this.receive({ timeoutMs: Infinity });
     } catch (error) {
-      if (!(error instanceof RelayError && error.code === 'peer_done')) throw error;
+      if (codeOf(error) !== 'peer_done') throw error;
     }
   }
 
@@ -221,11 +204,14 @@ export class SecureChannel implements AsyncIterable<unknown> {
 }
 
 function encode(message: unknown): [number, Uint8Array] {
+  if (typeof message === 'string' && !message.isWellFormed()) {
+    throw new RelayError('invalid_argument', 'the text has half a surrogate pair');
+  }
   const [kind, body] =
     message instanceof Uint8Array
       ? [kinds.bytes, message.slice()]
       : typeof message === 'string'
-        ? [kinds.text, wellFormed(message)]
+        ? [kinds.text, utf8(message)]
         : [kinds.json, toJson(message)];
   if (body.length > MAX_BODY_BYTES) {
     throw new RelayError('invalid_argument', `a message holds at most ${MAX_BODY_BYTES} bytes`);
@@ -240,23 +226,15 @@ function decode({ kind, body }: Opened): unknown {
   throw new RelayError('unexpected_frame', `record ${kind}`);
 }
 
-function wellFormed(text: string): Bytes {
-  if (!text.isWellFormed())
-    throw new RelayError('invalid_argument', 'the text has half a surrogate pair');
-  return utf8(text);
-}
-
 /** @throws {RelayError} `invalid_argument`: the value cannot be written as JSON. */
 export function toJson(value: unknown): Bytes {
-  let text: string | undefined;
   try {
-    text = JSON.stringify(value);
+    const text = JSON.stringify(value) as string | undefined;
+    if (text === undefined) throw new TypeError('JSON has no form for it');
+    return utf8(text);
   } catch (cause) {
     throw new RelayError('invalid_argument', 'this cannot be written as JSON', { cause });
   }
-  if (text === undefined)
-    throw new RelayError('invalid_argument', 'this cannot be written as JSON');
-  return utf8(text);
 }
 
 /** @throws {RelayError} `unexpected_frame`: the bytes are not JSON. */

@@ -12,14 +12,12 @@
  */
 import { closes, type CloseReason, isReason } from '../wire/codes.ts';
 import { type Bytes, fromBase64, toBase64 } from './base64.ts';
-import { RelayError, type RelayErrorCode, traced } from './errors.ts';
-import { Inbox, Wait, type WaitOptions } from './inbox.ts';
+import { codeOf, RelayError, type RelayErrorCode, traced } from './errors.ts';
+import { Inbox, type WaitOptions, within } from './inbox.ts';
 import { proxyFor } from './proxy.ts';
 
 export { RelayError, type RelayErrorCode, type WaitOptions };
 
-/** The default timeout, in milliseconds. */
-const DEFAULT_TIMEOUT_MS = 60_000;
 /** The default timeout of `watch`, in milliseconds: longer than five minutes, after which the relay ends a watch. */
 const WATCH_TIMEOUT_MS = 310_000;
 /** How long `close` waits for the connection to close, in milliseconds. */
@@ -70,27 +68,23 @@ export function listen(
   first: ListenOptions | string,
   second: MeetOptions = {},
 ): Promise<Channel> {
-  if (typeof first === 'string') return traced(() => listenOn(url, first, second));
+  if (typeof first === 'string') {
+    return meet(url, second, { type: 'listen', otc: first }, async (wire, over) => {
+      await wire.expect('ack', over);
+      second.onWaiting?.();
+      await wire.expect('peer_found', over);
+      return new Channel(wire);
+    });
+  }
   return traced(async () => {
     for (let draw = 1; ; draw += 1) {
       const otc = generateCode();
       try {
-        return await listenOn(url, otc, { ...first, onWaiting: () => first.onCode(otc) });
+        return await listen(url, otc, { ...first, onWaiting: () => first.onCode(otc) });
       } catch (error) {
-        const isTaken = error instanceof RelayError && error.code === 'otc_in_use';
-        if (!isTaken || draw === MAX_DRAWS) throw error;
+        if (codeOf(error) !== 'otc_in_use' || draw === MAX_DRAWS) throw error;
       }
     }
-  });
-}
-
-function listenOn(url: string | URL, otc: string, options: MeetOptions): Promise<Channel> {
-  return meet(url, options, DEFAULT_TIMEOUT_MS, async (wire, wait) => {
-    wire.send({ type: 'listen', otc });
-    await wire.expect('ack', wait);
-    options.onWaiting?.();
-    await wire.expect('peer_found', wait);
-    return new Channel(wire);
   });
 }
 
@@ -107,13 +101,10 @@ export function connect(
   otc: string,
   options: ConnectOptions = {},
 ): Promise<Channel> {
-  return traced(() =>
-    meet(url, options, DEFAULT_TIMEOUT_MS, async (wire, wait) => {
-      wire.send({ type: 'connect', otc });
-      await wire.expect('peer_found', wait);
-      return new Channel(wire);
-    }),
-  );
+  return meet(url, options, { type: 'connect', otc }, async (wire, over) => {
+    await wire.expect('peer_found', over);
+    return new Channel(wire);
+  });
 }
 
 /**
@@ -129,17 +120,13 @@ export function watch(
   jti: string,
   options: MeetOptions = {},
 ): Promise<Announcement> {
-  return traced(() =>
-    meet(url, options, WATCH_TIMEOUT_MS, async (wire, wait) => {
-      wire.jti = jti;
-      wire.send({ type: 'bootstrap_watch', jti });
-      await wire.expect('bootstrap_watching', wait);
-      options.onWaiting?.();
-      const frame = await wire.expect('bootstrap_init', wait);
-      const [token, key] = [wire.text(frame, 'token'), wire.text(frame, 'targetPubKey')];
-      return new Announcement(wire, jti, token, key);
-    }),
-  );
+  const patient = { ...options, timeoutMs: options.timeoutMs ?? WATCH_TIMEOUT_MS };
+  return meet(url, patient, { type: 'bootstrap_watch', jti }, async (wire, over) => {
+    await wire.expect('bootstrap_watching', over);
+    options.onWaiting?.();
+    const said = await wire.expect('bootstrap_init', over, 'token', 'targetPubKey');
+    return new Announcement(wire, jti, said.token, said.targetPubKey);
+  });
 }
 
 /** What a device announces when it boots with a token. */
@@ -171,17 +158,12 @@ export function announce(
   { jti, token, targetPubKey }: Introduction,
   options: ConnectOptions = {},
 ): Promise<Acknowledgement> {
-  return traced(() =>
-    meet(url, options, DEFAULT_TIMEOUT_MS, async (wire, wait) => {
-      wire.jti = jti;
-      wire.send({ type: 'bootstrap_init', jti, token, targetPubKey });
-      const frame = await wire.expect('bootstrap_ack', wait);
-      const controllerPubKey = wire.text(frame, 'controllerPubKey');
-      const controllerSig = wire.text(frame, 'controllerSig');
-      await wire.close();
-      return { controllerPubKey, controllerSig };
-    }),
-  );
+  const first = { type: 'bootstrap_init', jti, token, targetPubKey };
+  return meet(url, options, first, async (wire, over) => {
+    const said = await wire.expect('bootstrap_ack', over, 'controllerPubKey', 'controllerSig');
+    await wire.close();
+    return { controllerPubKey: said.controllerPubKey, controllerSig: said.controllerSig };
+  });
 }
 
 /** Six random digits, 000000 to 999999, each code as likely as any other. */
@@ -225,13 +207,9 @@ class Channel implements AsyncIterable<string> {
    *   pairing ran out of time. After `timeout` and `aborted`, the channel still works: call `receive` again.
    */
   receive(options: WaitOptions = {}): Promise<string> {
-    return traced(async () => {
-      const wait = new Wait(options, DEFAULT_TIMEOUT_MS);
-      try {
-        return this.#wire.text(await this.#wire.expect('data', wait), 'payload');
-      } finally {
-        wait.end();
-      }
+    return within(options, async (over) => {
+      const { payload } = await this.#wire.expect('data', over, 'payload');
+      return payload;
     });
   }
 
@@ -252,7 +230,7 @@ class Channel implements AsyncIterable<string> {
     try {
       for (;;) yield await this.receive();
     } catch (error) {
-      if (!(error instanceof RelayError && error.code === 'peer_done')) throw error;
+      if (codeOf(error) !== 'peer_done') throw error;
     }
   }
 
@@ -295,9 +273,7 @@ class Announcement implements Introduction {
     options: WaitOptions = {},
   ): Promise<void> {
     const { jti } = this;
-    return traced(() =>
-      this.#answer({ type: 'bootstrap_ack', jti, publicKey, controllerSig }, options),
-    );
+    return this.#answer({ type: 'bootstrap_ack', jti, publicKey, controllerSig }, options);
   }
 
   /**
@@ -306,16 +282,14 @@ class Announcement implements Introduction {
    * @throws {RelayError} `invalid_argument`: the reason is one of the relay's own codes, so the device would think that
    *   the relay refused; nothing was sent. Otherwise as {@link acknowledge}.
    */
-  reject(error = 'rejected', options: WaitOptions = {}): Promise<void> {
-    return traced(async () => {
-      if (isReason(error)) {
-        throw new RelayError(
-          'invalid_argument',
-          `${error} is one of the relay's own codes; choose another text`,
-        );
-      }
-      await this.#answer({ type: 'bootstrap_reject', jti: this.jti, error }, options);
-    });
+  async reject(error = 'rejected', options: WaitOptions = {}): Promise<void> {
+    if (isReason(error)) {
+      throw new RelayError(
+        'invalid_argument',
+        `${error} is one of the relay's own codes; choose another text`,
+      );
+    }
+    await this.#answer({ type: 'bootstrap_reject', jti: this.jti, error }, options);
   }
 
   /** Closes the connection. A device without an answer gets `watcher_disconnected`. Never throws. */
@@ -328,19 +302,19 @@ class Announcement implements Introduction {
     await this.close();
   }
 
-  async #answer(frame: Frame, options: WaitOptions): Promise<void> {
-    const wait = new Wait(options, DEFAULT_TIMEOUT_MS);
-    try {
-      this.#wire.send(frame);
-      // The relay does not confirm an answer. But it always answers `done` with `no_session`, in order.
-      this.#wire.send({ type: 'done' });
-      await this.#wire.expect('error', wait);
-    } catch (error) {
-      if (!(error instanceof RelayError && error.code === 'no_session')) throw error;
-    } finally {
-      wait.end();
-      await this.#wire.close();
-    }
+  #answer(frame: Frame, options: WaitOptions): Promise<void> {
+    return within(options, async (over) => {
+      try {
+        this.#wire.send(frame);
+        // The relay does not confirm an answer. But it always answers `done` with `no_session`, in order.
+        this.#wire.send({ type: 'done' });
+        await this.#wire.expect('error', over);
+      } catch (error) {
+        if (codeOf(error) !== 'no_session') throw error;
+      } finally {
+        await this.#wire.close();
+      }
+    });
   }
 }
 
@@ -351,44 +325,40 @@ interface Frame {
   [field: string]: unknown;
 }
 
-/** Opens a connection and runs `steps` on it. Closes the connection if they fail. */
-async function meet<T>(
+/** Opens a connection, sends its first frame, and runs `steps` on it. Closes the connection if they fail. */
+function meet<T>(
   url: string | URL,
   options: ConnectOptions,
-  timeoutMs: number,
-  steps: (wire: Wire, wait: Wait) => Promise<T>,
+  first: Frame,
+  steps: (wire: Wire, over: AbortSignal) => Promise<T>,
 ): Promise<T> {
-  const wait = new Wait(options, timeoutMs);
-  let wire: Wire | undefined;
-  try {
-    if (wait.over) throw wait.over;
-    wire = new Wire(url, options.token);
-    return await steps(wire, wait);
-  } catch (error) {
-    void wire?.close();
-    throw error;
-  } finally {
-    wait.end();
-  }
+  return within(options, async (over) => {
+    over.throwIfAborted();
+    const wire = new Wire(url, options.token, first);
+    try {
+      return await steps(wire, over);
+    } catch (error) {
+      void wire.close();
+      throw error;
+    }
+  });
 }
 
 /** A connection to the relay. Frames are kept until they are asked for; the error of the end comes after the last. */
 class Wire {
-  /** The token id of this connection, if it is for a bootstrap. */
-  jti: string | undefined;
   readonly #socket: WebSocket;
-  readonly #unsent: Frame[] = [];
   readonly #inbox = new Inbox<Frame>();
   readonly #closed: Promise<void>;
 
-  constructor(url: string | URL, token: string | undefined) {
+  /** @param first Sent when the connection is open. Frames with another `jti` than this one are refused. */
+  constructor(url: string | URL, token: string | undefined, first: Frame) {
     this.#socket = openSocket(url, token);
     let opened = false;
     this.#socket.addEventListener('open', () => {
       opened = true;
-      for (const frame of this.#unsent.splice(0)) this.#socket.send(JSON.stringify(frame));
+      this.#socket.send(JSON.stringify(first));
     });
-    this.#socket.addEventListener('message', ({ data }) => this.#take(data));
+    this.#socket.addEventListener('message', ({ data }) => this.#take(data, first['jti']));
     this.#closed = new Promise((resolve) => {
       // A connection that could not be opened gets an error event. In Node.js 22 no close event follows.
       this.#socket.addEventListener('error', (event) => {
@@ -407,26 +377,26 @@ class Wire {
     return this.#inbox.end !== undefined || this.#socket.readyState > WebSocket.OPEN;
   }
 
-  /** Sends a frame, or keeps it until the connection is open. */
+  /** Sends a frame. Only after a frame has arrived, so the connection is open. */
   send(frame: Frame): void {
     // A closing socket would drop the frame silently.
     if (this.hasEnded) throw (this.#inbox.end ?? new RelayError('connection_lost')).again();
-    if (this.#socket.readyState === WebSocket.CONNECTING) this.#unsent.push(frame);
-    else this.#socket.send(JSON.stringify(frame));
+    this.#socket.send(JSON.stringify(frame));
   }
 
-  /** The next frame. @throws {RelayError} `unexpected_frame`: it has another type. */
-  async expect(type: string, wait: Wait): Promise<Frame> {
-    const frame = await this.#inbox.next(wait);
-    if (frame.type !== type) throw this.#unexpected(frame.type);
-    return frame;
-  }
-
-  /** A field of a frame. @throws {RelayError} `unexpected_frame`: it is not a string. */
-  text(frame: Frame, field: string): string {
-    const value = frame[field];
-    if (typeof value !== 'string') throw this.#unexpected(`${frame.type} without ${field}`);
-    return value;
+  /** The next frame. @throws {RelayError} `unexpected_frame`: it has another type, or a field is not a string. */
+  async expect<Field extends string>(
+    type: string,
+    over: AbortSignal,
+    ...fields: Field[]
+  ): Promise<Record<Field, string>> {
+    const frame = await this.#inbox.next(over);
+    const missing = fields.find((field) => typeof frame[field] !== 'string');
+    if (frame.type === type && !missing) return frame as Frame & Record<Field, string>;
+    const detail = frame.type === type ? `${type} without ${missing}` : frame.type;
+    const error = new RelayError('unexpected_frame', detail);
+    this.#finish(error);
+    throw error;
   }
 
   async close(): Promise<void> {
@@ -439,26 +409,21 @@ class Wire {
     clearTimeout(timer);
   }
 
-  #take(data: unknown): void {
+  #take(data: unknown, jti: unknown): void {
     const frame = decode(data);
     if (!frame) this.#finish(new RelayError('unexpected_frame'));
-    else if (frame['jti'] !== undefined && frame['jti'] !== this.jti) {
+    else if (frame['jti'] !== undefined && frame['jti'] !== jti) {
       this.#finish(new RelayError('unexpected_frame', `${frame.type} for another jti`));
     } else if (frame.type === 'done') this.#finish(new RelayError('peer_done'));
-    else if (frame.type === 'error') this.#finish(reasonError(frame.code, 'unexpected_frame'));
-    else if (frame.type === 'bootstrap_reject') this.#finish(reasonError(frame.error, 'rejected'));
+    else if (frame.type === 'error') this.#finish(reasonError(frame['code'], 'unexpected_frame'));
+    else if (frame.type === 'bootstrap_reject')
+      this.#finish(reasonError(frame['error'], 'rejected'));
     else this.#inbox.put(frame);
   }
 
   #finish(end: RelayError): void {
     this.#inbox.finish(end);
     this.#socket.close(1000);
-  }
-
-  #unexpected(what: string): RelayError {
-    const error = new RelayError('unexpected_frame', what);
-    this.#finish(error);
-    return error;
   }
 }
 

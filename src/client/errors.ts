@@ -1,7 +1,13 @@
 /** The error class of the client library, with a code for each problem. */
 import { type CloseReason, closes, errorCodes, rejectReasons } from '../wire/codes.ts';
 
-const clientMeanings = {
+const meanings = {
+  ...errorCodes,
+  ...rejectReasons,
+  ...(Object.fromEntries(
+    Object.entries(closes).map(([reason, { means }]) => [reason, means]),
+  ) as Record<CloseReason, string>),
+
   invalid_argument: 'the call does not accept this argument',
   invalid_url: 'this is not a valid ws:// or wss:// URL',
   no_websocket: 'this runtime has no WebSocket: Bun, a browser, or Node.js 22 or later is needed',
@@ -17,10 +23,8 @@ const clientMeanings = {
   timeout: 'the deadline passed',
   aborted: 'the signal was aborted',
   closed: 'this side closed the connection',
-} as const;
 
-/** Codes that only a secure pairing, channel or bootstrap can throw. */
-const secureMeanings = {
+  // Only a secure pairing, channel or bootstrap can throw these.
   invalid_code: 'the code is not the twelve digits that the other device shows',
   not_secure: 'the other side does not speak the secure protocol',
   digits_malformed: 'the typed digits are not six digits',
@@ -32,53 +36,39 @@ const secureMeanings = {
   unconfirmed:
     'the connection ended after this side agreed, before the other side confirmed; the other side may have paired',
   not_authentic: 'a message was changed, replayed, reordered or forged on the way',
-} as const;
+};
 
 /** The codes and reasons of the protocol, and the client's own codes. */
-export type RelayErrorCode =
-  | keyof typeof errorCodes
-  | keyof typeof rejectReasons
-  | CloseReason
-  | keyof typeof clientMeanings
-  | keyof typeof secureMeanings;
-
-const meanings: Record<RelayErrorCode, string> = {
-  ...errorCodes,
-  ...rejectReasons,
-  ...clientMeanings,
-  ...secureMeanings,
-  ...(Object.fromEntries(
-    Object.entries(closes).map(([reason, { means }]) => [reason, means]),
-  ) as Record<CloseReason, string>),
-};
+export type RelayErrorCode = keyof typeof meanings;
 
 /** The only error class that this library throws. Use `code` to tell the cases apart. */
 export class RelayError extends Error {
   override name = 'RelayError';
-  readonly code: RelayErrorCode;
 
   /**
    * @param detail More than the code says, such as the text of a controller that refuses (`rejected`).
    * @param options `cause`: the reason of an aborted signal, or the error of the runtime.
    */
   constructor(
-    code: RelayErrorCode,
+    readonly code: RelayErrorCode,
     readonly detail?: string,
     options?: ErrorOptions,
   ) {
     super(`${code}: ${meanings[code]}${detail ? ` (${detail})` : ''}`, options);
-    this.code = code;
   }
 
-  /** A copy of this error with the stack of `site`. */
+  /** A copy of this error, and of its cause if it has one, with the stack of `site`. */
   again(site = new Error()): RelayError {
-    const options = 'cause' in this ? { cause: this.cause } : undefined;
-    const copy = new RelayError(this.code, this.detail, options);
+    const copy = new RelayError(this.code, this.detail, this);
     const frames = site.stack?.replace(/^\w*Error\b.*\n/, '') ?? '';
     copy.stack = `${copy.name}: ${copy.message}\n${frames}`;
     return copy;
   }
 }
+
+/** The code of an error; undefined if it does not come from this library. */
+export const codeOf = (error: unknown): RelayErrorCode | undefined =>
+  error instanceof RelayError ? error.code : undefined;
 
 /**
  * Runs the work of a public function, and gives its errors the stack of the call. Most errors are created when a frame

@@ -13,7 +13,7 @@ import {
   SecureChannel,
   toJson,
 } from './channel.ts';
-import { RelayError, type RelayErrorCode } from './errors.ts';
+import { codeOf, RelayError } from './errors.ts';
 import type { WaitOptions } from './inbox.ts';
 import {
   agree,
@@ -25,11 +25,10 @@ import {
   utf8,
 } from './keys.ts';
 
-/** Each plain message begins with these bytes, followed by one byte with its number. */
-const MAGIC = utf8('ams1');
-const COMMIT = 1;
-const ANSWER = 2;
-const REVEAL = 3;
+/** How each plain message begins, with the number of the message as the last byte. */
+const COMMIT = utf8('ams1\x01');
+const ANSWER = utf8('ams1\x02');
+const REVEAL = utf8('ams1\x03');
 
 const HASH_BYTES = 32;
 const POINT_BYTES = 65;
@@ -78,9 +77,9 @@ export function asTarget(
     const { privateKey, publicKey } = side.ephemeral ?? (await newEphemeral());
     const nonce = side.nonce ?? crypto.getRandomValues(new Uint8Array(NONCE_BYTES));
     const commitment = await commitmentTo(side.otc, publicKey, nonce);
-    sendPlain(pipe, COMMIT, commitment);
-    const [controllerKey] = await receivePlain(pipe, ANSWER, [POINT_BYTES], rest());
-    sendPlain(pipe, REVEAL, publicKey, nonce);
+    pipe.send(concat(COMMIT, commitment));
+    const controllerKey = await receivePlain(pipe, ANSWER, POINT_BYTES, rest());
+    pipe.send(concat(REVEAL, publicKey, nonce));
     const transcript = { otc: side.otc, commitment, controllerKey, targetKey: publicKey, nonce };
     const agreement = await agree('target', privateKey, transcript);
     const records = hold(new Records(pipe, agreement));
@@ -97,7 +96,7 @@ export function asTarget(
       return new SecureChannel(records, peerIdentity);
     } catch (error) {
       // A refusal arrives sealed, so the other side has not paired. After any other end, it may have paired.
-      if (error instanceof RelayError && isRefusal(error.code)) throw error;
+      if (error instanceof RelayError && refusals.includes(error.code)) throw error;
       throw new RelayError('unconfirmed', undefined, { cause: error });
     }
   });
@@ -110,10 +109,12 @@ export function asController(
   rest: () => WaitOptions,
 ): Promise<SecureChannel> {
   return attempt(pipe, async (hold) => {
-    const [commitment] = await receivePlain(pipe, COMMIT, [HASH_BYTES], rest());
+    const commitment = await receivePlain(pipe, COMMIT, HASH_BYTES, rest());
     const { privateKey, publicKey } = side.ephemeral ?? (await newEphemeral());
-    sendPlain(pipe, ANSWER, publicKey);
-    const [targetKey, nonce] = await receivePlain(pipe, REVEAL, [POINT_BYTES, NONCE_BYTES], rest());
+    pipe.send(concat(ANSWER, publicKey));
+    const revealed = await receivePlain(pipe, REVEAL, POINT_BYTES + NONCE_BYTES, rest());
+    const targetKey = revealed.slice(0, POINT_BYTES);
+    const nonce = revealed.slice(POINT_BYTES);
     const transcript = { otc: side.otc, commitment, controllerKey: publicKey, targetKey, nonce };
     const agreement = await agree('controller', privateKey, transcript);
     const records = hold(new Records(pipe, agreement));
@@ -139,14 +140,12 @@ async function attempt(
   try {
     return await run((made) => (records = made));
   } catch (error) {
-    const reason = error instanceof RelayError ? refusals.findIndex((it) => it === error.code) : 0;
+    const reason = error instanceof RelayError ? refusals.indexOf(error.code) : 0;
     await records?.send(kinds.refuse, Uint8Array.of(Math.max(reason, 0))).catch(() => {});
     await (records ?? pipe).close();
     throw error;
   }
 }
-
-const isRefusal = (code: RelayErrorCode): boolean => refusals.some((refusal) => refusal === code);
 
 async function ask(records: Records, reply: Promise<Opened>, side: TargetSide): Promise<string> {
   const over = new AbortController();
@@ -160,8 +159,6 @@ async function ask(records: Records, reply: Promise<Opened>, side: TargetSide): 
   const interrupted = reply.then(({ kind }) => {
     throw new RelayError('unexpected_frame', `record ${kind}`);
   });
-  interrupted.catch(() => {});
-  asking.catch(() => {});
   try {
     const typed = await Promise.race([interrupted, asking]);
     if (typed === undefined || typed === null) throw new RelayError('cancelled');
@@ -177,27 +174,21 @@ function expectKind({ kind, body }: Opened, expected: number): Bytes {
   return body;
 }
 
-const sendPlain = (pipe: Pipe, kind: number, ...parts: Uint8Array[]): void =>
-  pipe.send(concat(MAGIC, Uint8Array.of(kind), ...parts));
-
-/** Receives the next plain message and splits it into parts of these sizes. */
-async function receivePlain<const Sizes extends readonly number[]>(
+/** Receives the next plain message: the bytes after its `head`, which must be this many. */
+async function receivePlain(
   pipe: Pipe,
-  kind: number,
-  sizes: Sizes,
+  head: Bytes,
+  size: number,
   options: WaitOptions,
-): Promise<{ [i in keyof Sizes]: Bytes }> {
+): Promise<Bytes> {
   const bytes = await pipe.receiveBytes(options).catch((error: unknown) => {
-    const isText = error instanceof RelayError && error.code === 'invalid_payload';
-    throw isText ? new RelayError('not_secure') : error;
+    throw codeOf(error) === 'invalid_payload' ? new RelayError('not_secure') : error;
   });
-  const head = concat(MAGIC, Uint8Array.of(kind));
-  let at = head.length;
-  const parts = sizes.map((size) => bytes.slice(at, (at += size)));
-  if (bytes.length !== at || !areEqual(bytes.subarray(0, head.length), head)) {
+  const body = bytes.slice(head.length);
+  if (body.length !== size || !areEqual(bytes.subarray(0, head.length), head)) {
     throw new RelayError('not_secure');
   }
-  return parts as { [i in keyof Sizes]: Bytes };
+  return body;
 }
 
 /** @throws {RelayError} `invalid_argument`: it cannot be written as JSON, or is longer than 16,384 bytes. */

@@ -1,6 +1,7 @@
-/** A queue of received items, and the waits for items that have not arrived yet. */
-import { RelayError } from './errors.ts';
+/** Calls that wait with a deadline and a signal, and a queue of received items that they wait for. */
+import { RelayError, traced } from './errors.ts';
 
+const DEFAULT_TIMEOUT_MS = 60_000;
 /** The longest time that a timer supports, in milliseconds. A longer wait has no timer. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
@@ -12,47 +13,39 @@ export interface WaitOptions {
   signal?: AbortSignal | undefined;
 }
 
-/** One deadline and one signal, shared by any number of waits. */
-export class Wait {
-  /** The error when the deadline has passed or the signal was aborted; undefined before. */
-  over: RelayError | undefined;
-  /** Called when that happens. */
-  onOver: ((error: RelayError) => void) | undefined;
-  readonly #timer: ReturnType<typeof setTimeout> | undefined;
-  readonly #signal: AbortSignal | undefined;
-
-  /** @throws {RelayError} `invalid_argument`: `timeoutMs` is no number, or less than 0. */
-  constructor({ timeoutMs, signal }: WaitOptions, defaultTimeoutMs: number) {
-    const limit = timeoutMs ?? defaultTimeoutMs;
+/**
+ * Runs the work of a public function that waits, with {@link traced}.
+ * @param work Its signal is aborted when the deadline has passed or the caller's signal was aborted. The reason is the
+ *   RelayError to throw then.
+ * @throws {RelayError} `invalid_argument`: `timeoutMs` is no number, or less than 0.
+ */
+export function within<T>(
+  { timeoutMs, signal }: WaitOptions,
+  work: (over: AbortSignal) => Promise<T>,
+): Promise<T> {
+  return traced(async () => {
+    const limit = timeoutMs ?? DEFAULT_TIMEOUT_MS;
     if (!(typeof limit === 'number' && limit >= 0)) {
       throw new RelayError('invalid_argument', 'timeoutMs is milliseconds, 0 or more');
     }
-    if (limit <= MAX_TIMER_MS) {
-      this.#timer = setTimeout(() => this.#finish(new RelayError('timeout', `${limit} ms`)), limit);
+    const over = new AbortController();
+    const expire = () => over.abort(new RelayError('timeout', `${limit} ms`));
+    const abort = () => over.abort(new RelayError('aborted', undefined, { cause: signal?.reason }));
+    const timer = limit <= MAX_TIMER_MS ? setTimeout(expire, limit) : undefined;
+    if (signal?.aborted) abort();
+    signal?.addEventListener('abort', abort);
+    try {
+      return await work(over.signal);
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener('abort', abort);
     }
-    this.#signal = signal;
-    if (signal?.aborted) this.#abort();
-    else signal?.addEventListener('abort', this.#abort);
-  }
-
-  end(): void {
-    clearTimeout(this.#timer);
-    this.#signal?.removeEventListener('abort', this.#abort);
-  }
-
-  readonly #abort = (): void => {
-    this.#finish(new RelayError('aborted', undefined, { cause: this.#signal?.reason }));
-  };
-
-  #finish(error: RelayError): void {
-    this.over ??= error;
-    this.onOver?.(error);
-  }
+  });
 }
 
 interface Waiter<T> {
   resolve: (item: T) => void;
-  reject: (error: RelayError) => void;
+  reject: (error: unknown) => void;
 }
 
 /** A queue that keeps all items until they are asked for. The error of its end comes after the last item. */
@@ -76,17 +69,18 @@ export class Inbox<T> {
     this.#waiters.clear();
   }
 
-  /** The next item, in the order of arrival. A wait that is over takes nothing. */
-  next(wait: Wait): Promise<T> {
+  /** The next item, in the order of arrival. A wait that is over takes nothing, and throws the signal's reason. */
+  async next(over: AbortSignal): Promise<T> {
+    over.throwIfAborted();
+    if (this.#arrived.length > 0) return this.#arrived.shift() as T;
+    if (this.end) throw this.end;
     return new Promise((resolve, reject) => {
-      if (wait.over) return reject(wait.over);
-      if (this.#arrived.length > 0) return resolve(this.#arrived.shift() as T);
-      if (this.end) return reject(this.end);
       const waiter = { resolve, reject };
       this.#waiters.add(waiter);
-      wait.onOver = (error) => {
-        if (this.#waiters.delete(waiter)) reject(error);
-      };
+      over.addEventListener('abort', () => {
+        this.#waiters.delete(waiter);
+        reject(over.reason as RelayError);
+      });
     });
   }
 }

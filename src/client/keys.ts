@@ -2,13 +2,14 @@
  * The cryptography of a secure pairing, without a connection: what both sides compute from their messages.
  * docs/secure.md describes it for other languages, and docs/secure-vectors.json has test vectors.
  */
-import type { Bytes } from './base64.ts';
+import { type Bytes, fromBase64, toBase64 } from './base64.ts';
 import { RelayError } from './errors.ts';
 
 /** The beginning of every label. Another version would use another one, so that no value is valid in both. */
 const PROTOCOL = 'amesh-secure-1';
 
-export type Role = 'target' | 'controller';
+/** The algorithm of the ephemeral keys. */
+const ecdh = { name: 'ECDH', namedCurve: 'P-256' };
 
 export const utf8 = (text: string): Bytes => new TextEncoder().encode(text);
 
@@ -23,7 +24,7 @@ export function concat(...parts: Uint8Array[]): Bytes {
 }
 
 /** Puts each part after its length (four bytes, big-endian), so that different parts never give the same bytes. */
-export function framed(...parts: Uint8Array[]): Bytes {
+function framed(...parts: Uint8Array[]): Bytes {
   return concat(
     ...parts.flatMap((part) => {
       const length = new Uint8Array(4);
@@ -54,11 +55,7 @@ export interface Ephemeral {
 }
 
 export async function newEphemeral(): Promise<Ephemeral> {
-  const { privateKey, publicKey } = await crypto.subtle.generateKey(
-    { name: 'ECDH', namedCurve: 'P-256' },
-    false,
-    ['deriveKey'],
-  );
+  const { privateKey, publicKey } = await crypto.subtle.generateKey(ecdh, false, ['deriveKey']);
   return { privateKey, publicKey: new Uint8Array(await crypto.subtle.exportKey('raw', publicKey)) };
 }
 
@@ -93,7 +90,7 @@ export interface Agreement {
  *   is not a point of the curve.
  */
 export async function agree(
-  role: Role,
+  role: 'target' | 'controller',
   privateKey: CryptoKey,
   { otc, commitment, controllerKey, targetKey, nonce }: Transcript,
 ): Promise<Agreement> {
@@ -111,43 +108,32 @@ export async function agree(
     targetKey,
     nonce,
   );
-  const peerKey = await importPoint(role === 'target' ? controllerKey : targetKey);
-  const secret = await crypto.subtle.deriveKey(
-    { name: 'ECDH', public: peerKey },
-    privateKey,
-    'HKDF',
-    false,
-    ['deriveKey'],
-  );
+  const peer = role === 'target' ? 'controller' : 'target';
+  const peerKey = await importPoint(peer === 'target' ? targetKey : controllerKey);
+  const exchange = { name: 'ECDH', public: peerKey };
+  const secret = await crypto.subtle.deriveKey(exchange, privateKey, 'HKDF', false, ['deriveKey']);
+  const aes = { name: 'AES-GCM', length: 256 };
   const keyFor = (label: string, usage: 'encrypt' | 'decrypt'): Promise<CryptoKey> =>
-    crypto.subtle.deriveKey(
-      { name: 'HKDF', hash: 'SHA-256', salt: transcript, info: utf8(`${PROTOCOL} ${label}`) },
-      secret,
-      { name: 'AES-GCM', length: 256 },
-      false,
-      [usage],
-    );
-  const [mine, theirs] =
-    role === 'target'
-      ? ['target to controller', 'controller to target']
-      : ['controller to target', 'target to controller'];
+    crypto.subtle.deriveKey(hkdf(label, transcript), secret, aes, false, [usage]);
   return {
     digits: await digitsOf(transcript),
-    sending: await keyFor(mine as string, 'encrypt'),
-    receiving: await keyFor(theirs as string, 'decrypt'),
+    sending: await keyFor(`${role} to ${peer}`, 'encrypt'),
+    receiving: await keyFor(`${peer} to ${role}`, 'decrypt'),
   };
 }
+
+/** HKDF under a label of this protocol. */
+const hkdf = (label: string, salt = new Uint8Array()) => ({
+  name: 'HKDF',
+  hash: 'SHA-256',
+  salt,
+  info: utf8(`${PROTOCOL} ${label}`),
+});
 
 async function importPoint(point: Bytes): Promise<CryptoKey> {
   try {
     // WebCrypto refuses points that are not on the curve. The point at infinity cannot be written in this form.
-    return await crypto.subtle.importKey(
-      'raw',
-      point,
-      { name: 'ECDH', namedCurve: 'P-256' },
-      true,
-      [],
-    );
+    return await crypto.subtle.importKey('raw', point, ecdh, true, []);
   } catch {
     throw new RelayError('not_authentic', 'the other side’s key is not a point of P-256');
   }
@@ -159,57 +145,42 @@ async function digitsOf(transcript: Bytes): Promise<string> {
   return String(number % 1_000_000n).padStart(6, '0');
 }
 
-/** The nonce of a record. It counts from 0 in each direction, so it is never used twice and reveals a wrong order. */
-function nonceOf(count: number): Bytes {
-  const nonce = new Uint8Array(12);
-  new DataView(nonce.buffer).setBigUint64(4, BigInt(count));
-  return nonce;
+/** The algorithm for the `count`-th record of a direction. No nonce is used twice, and a wrong order is noticed. */
+function gcm(count: number) {
+  const iv = new Uint8Array(12);
+  new DataView(iv.buffer).setBigUint64(4, BigInt(count));
+  return { name: 'AES-GCM', iv };
 }
 
-/** Encrypts the `count`-th record of a direction: AES-256-GCM, with the tag after the ciphertext. */
+/** Encrypts a record: AES-256-GCM, with the tag after the ciphertext. */
 export async function seal(key: CryptoKey, count: number, record: Bytes): Promise<Bytes> {
-  const sealed = await crypto.subtle.encrypt({ name: 'AES-GCM', iv: nonceOf(count) }, key, record);
-  return new Uint8Array(sealed);
+  return new Uint8Array(await crypto.subtle.encrypt(gcm(count), key, record));
 }
 
 /** Decrypts a record. @throws {RelayError} `not_authentic`: it is not the `count`-th record sealed with this key. */
 export async function open(key: CryptoKey, count: number, sealed: Bytes): Promise<Bytes> {
   try {
-    const record = await crypto.subtle.decrypt(
-      { name: 'AES-GCM', iv: nonceOf(count) },
-      key,
-      sealed,
-    );
-    return new Uint8Array(record);
+    return new Uint8Array(await crypto.subtle.decrypt(gcm(count), key, sealed));
   } catch {
     throw new RelayError('not_authentic');
   }
 }
 
-/** The keys that a machine and its controller derive from their token. Nobody else knows the token. */
-export interface BootstrapKeys {
-  /** The id that the relay sees. It reveals nothing about the token. */
-  jti: string;
-  announcement: CryptoKey;
-  answer: CryptoKey;
-}
-
-/** @param token 32 random bytes. */
-export async function bootstrapKeys(token: Bytes): Promise<BootstrapKeys> {
+/**
+ * What a machine and its controller derive from their token, which nobody else knows: the id that the relay sees, which
+ * reveals nothing about the token, and a key for the proof of each message.
+ *
+ * @param token 32 random bytes.
+ */
+export async function bootstrapKeys(token: Bytes) {
   const secret = await crypto.subtle.importKey('raw', token, 'HKDF', false, [
     'deriveBits',
     'deriveKey',
   ]);
-  const hkdf = (label: string) => ({
-    name: 'HKDF',
-    hash: 'SHA-256',
-    salt: new Uint8Array(),
-    info: utf8(`${PROTOCOL} bootstrap ${label}`),
-  });
   const hmac = { name: 'HMAC', hash: 'SHA-256', length: 256 };
-  const keyFor = (label: string): Promise<CryptoKey> =>
-    crypto.subtle.deriveKey(hkdf(label), secret, hmac, false, ['sign', 'verify']);
-  const id = new Uint8Array(await crypto.subtle.deriveBits(hkdf('id'), secret, 128));
+  const keyFor = (message: string): Promise<CryptoKey> =>
+    crypto.subtle.deriveKey(hkdf(`bootstrap ${message}`), secret, hmac, false, ['sign', 'verify']);
+  const id = new Uint8Array(await crypto.subtle.deriveBits(hkdf('bootstrap id'), secret, 128));
   return {
     jti: `bt_${Array.from(id, (byte) => byte.toString(16).padStart(2, '0')).join('')}`,
     announcement: await keyFor('announcement'),
@@ -217,10 +188,13 @@ export async function bootstrapKeys(token: Bytes): Promise<BootstrapKeys> {
   };
 }
 
-/** HMAC-SHA-256 of texts, each after its length. */
-export async function sign(key: CryptoKey, ...texts: string[]): Promise<Bytes> {
-  return new Uint8Array(await crypto.subtle.sign('HMAC', key, framed(...texts.map(utf8))));
-}
+/** HMAC-SHA-256 of texts, each after its length, in base64. */
+export const sign = async (key: CryptoKey, ...texts: string[]): Promise<string> =>
+  toBase64(new Uint8Array(await crypto.subtle.sign('HMAC', key, framed(...texts.map(utf8)))));
 
-export const verify = (key: CryptoKey, mac: Bytes, ...texts: string[]): Promise<boolean> =>
-  crypto.subtle.verify('HMAC', key, mac, framed(...texts.map(utf8)));
+/** Whether a text is what {@link sign} makes of these texts. */
+export async function verify(key: CryptoKey, mac: string, ...texts: string[]): Promise<boolean> {
+  const bytes = fromBase64(mac);
+  if (!bytes) return false;
+  return crypto.subtle.verify('HMAC', key, bytes, framed(...texts.map(utf8)));
+}

@@ -11,15 +11,14 @@ export function proxyFor(url: URL, env: Record<string, string | undefined>): str
   const proxy = named(url.protocol === 'wss:' ? 'HTTPS_PROXY' : 'HTTP_PROXY');
   const host = url.hostname;
   const port = url.port || (url.protocol === 'wss:' ? '443' : '80');
-  const isExempt = (named('NO_PROXY') ?? '').split(',').some((entry) => {
-    const name = entry
-      .trim()
-      .toLowerCase()
-      .replace(/^\*?\./, '');
-    if (name === '*') return true;
-    return (
-      name !== '' && [host, `${host}:${port}`].some((it) => it === name || it.endsWith(`.${name}`))
+  const isExempt = (named('NO_PROXY') ?? '')
+    .toLowerCase()
+    .split(',')
+    .map((entry) => entry.trim().replace(/^\*?\./, ''))
+    .some(
+      (name) =>
+        name === '*' ||
+        (name !== '' && [host, `${host}:${port}`].some((it) => `.${it}`.endsWith(`.${name}`))),
     );
-  });
   return isExempt ? undefined : proxy;
 }

@@ -14,7 +14,7 @@
  * const channel = await pairAsController('wss://relay.example.com/ws', code, { showDigits: show });
  * console.log(await channel.receive());
  */
-import { fromBase64, fromBase64Url, toBase64, toBase64Url } from './base64.ts';
+import { fromBase64Url, toBase64Url } from './base64.ts';
 import type { SecureChannel } from './channel.ts';
 import { announce, connect, type ConnectOptions, generateCode, listen, watch } from './client.ts';
 import { RelayError, type RelayErrorCode, traced } from './errors.ts';
@@ -155,11 +155,10 @@ export function bootstrapAsTarget(
 ): Promise<string> {
   return traced(async () => {
     const { jti, announcement, answer } = await keysOf(token, publicKey);
-    const mac = await sign(announcement, jti, publicKey);
-    const introduction = { jti, token: toBase64(mac), targetPubKey: publicKey };
+    const proof = await sign(announcement, jti, publicKey);
+    const introduction = { jti, token: proof, targetPubKey: publicKey };
     const { controllerPubKey, controllerSig } = await announce(url, introduction, options);
-    const proof = fromBase64(controllerSig);
-    if (proof && (await verify(answer, proof, jti, publicKey, controllerPubKey))) {
+    if (await verify(answer, controllerSig, jti, publicKey, controllerPubKey)) {
       return controllerPubKey;
     }
     throw new RelayError('not_authentic', 'the sender of the answer does not know the token');
@@ -184,16 +183,15 @@ export function bootstrapAsController(
     const { jti, announcement, answer } = await keysOf(token, publicKey);
     const machine = await watch(url, jti, options);
     const { targetPubKey } = machine;
-    const proof = fromBase64(machine.token);
-    if (!proof || !(await verify(announcement, proof, jti, targetPubKey))) {
+    if (!(await verify(announcement, machine.token, jti, targetPubKey))) {
       await machine.reject('not_authentic').catch(() => {});
       throw new RelayError(
         'not_authentic',
         'the sender of the announcement does not know the token',
       );
     }
-    const mac = await sign(answer, jti, targetPubKey, publicKey);
-    await machine.acknowledge({ publicKey, controllerSig: toBase64(mac) });
+    const controllerSig = await sign(answer, jti, targetPubKey, publicKey);
+    await machine.acknowledge({ publicKey, controllerSig });
     return targetPubKey;
   });
 }
