@@ -1,7 +1,7 @@
 /** The secure channel between two devices that share keys, and the encrypted records that it sends. */
 import type { Bytes } from './base64.ts';
 import type { Channel } from './client.ts';
-import { codeOf, RelayError, type RelayErrorCode, traced } from './errors.ts';
+import { checkArgument, codeOf, RelayError, type RelayErrorCode, traced } from './errors.ts';
 import { Inbox, type WaitOptions, within } from './inbox.ts';
 import { type Agreement, concat, open, seal, utf8 } from './keys.ts';
 
@@ -204,18 +204,15 @@ export class SecureChannel implements AsyncIterable<unknown> {
 }
 
 function encode(message: unknown): [number, Uint8Array] {
-  if (typeof message === 'string' && !message.isWellFormed()) {
-    throw new RelayError('invalid_argument', 'the text has half a surrogate pair');
-  }
+  const isText = typeof message === 'string';
+  checkArgument(!isText || message.isWellFormed(), 'the text has half a surrogate pair');
   const [kind, body] =
     message instanceof Uint8Array
       ? [kinds.bytes, message.slice()]
-      : typeof message === 'string'
+      : isText
         ? [kinds.text, utf8(message)]
         : [kinds.json, toJson(message)];
-  if (body.length > MAX_BODY_BYTES) {
-    throw new RelayError('invalid_argument', `a message holds at most ${MAX_BODY_BYTES} bytes`);
-  }
+  checkArgument(body.length <= MAX_BODY_BYTES, `a message holds at most ${MAX_BODY_BYTES} bytes`);
   return [kind, body];
 }
 

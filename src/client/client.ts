@@ -12,7 +12,7 @@
  */
 import { closes, type CloseReason, isReason } from '../wire/codes.ts';
 import { type Bytes, fromBase64, toBase64 } from './base64.ts';
-import { codeOf, RelayError, type RelayErrorCode, traced } from './errors.ts';
+import { checkArgument, codeOf, RelayError, type RelayErrorCode, traced } from './errors.ts';
 import { Inbox, type WaitOptions, within } from './inbox.ts';
 import { proxyFor } from './proxy.ts';
 
@@ -195,9 +195,7 @@ class Channel implements AsyncIterable<string> {
    */
   send(payload: string | Uint8Array): void {
     const text: unknown = payload instanceof Uint8Array ? toBase64(payload) : payload;
-    if (typeof text !== 'string') {
-      throw new RelayError('invalid_argument', 'a payload is a string or a Uint8Array');
-    }
+    checkArgument(typeof text === 'string', 'a payload is a string or a Uint8Array');
     this.#wire.send({ type: 'data', payload: text });
   }
 
@@ -283,12 +281,8 @@ class Announcement implements Introduction {
    *   the relay refused; nothing was sent. Otherwise as {@link acknowledge}.
    */
   async reject(error = 'rejected', options: WaitOptions = {}): Promise<void> {
-    if (isReason(error)) {
-      throw new RelayError(
-        'invalid_argument',
-        `${error} is one of the relay's own codes; choose another text`,
-      );
-    }
+    const detail = `${error} is one of the relay's own codes; choose another text`;
+    checkArgument(!isReason(error), detail);
     await this.#answer({ type: 'bootstrap_reject', jti: this.jti, error }, options);
   }
 

@@ -70,6 +70,11 @@ export class RelayError extends Error {
 export const codeOf = (error: unknown): RelayErrorCode | undefined =>
   error instanceof RelayError ? error.code : undefined;
 
+/** @throws {RelayError} `invalid_argument`, with this detail, unless it holds. */
+export function checkArgument(isValid: boolean, detail: string): asserts isValid {
+  if (!isValid) throw new RelayError('invalid_argument', detail);
+}
+
 /**
  * Runs the work of a public function, and gives its errors the stack of the call. Most errors are created when a frame
  * or a timer arrives, and their own stack does not show the caller.

@@ -13,7 +13,7 @@ import {
   SecureChannel,
   toJson,
 } from './channel.ts';
-import { codeOf, RelayError } from './errors.ts';
+import { checkArgument, codeOf, RelayError } from './errors.ts';
 import type { WaitOptions } from './inbox.ts';
 import {
   agree,
@@ -194,8 +194,9 @@ async function receivePlain(
 /** @throws {RelayError} `invalid_argument`: it cannot be written as JSON, or is longer than 16,384 bytes. */
 export function encodeIdentity(identity: unknown): Bytes {
   const bytes = identity === undefined ? new Uint8Array() : toJson(identity);
-  if (bytes.length <= MAX_IDENTITY_BYTES) return bytes;
-  throw new RelayError('invalid_argument', `an identity is at most ${MAX_IDENTITY_BYTES} bytes`);
+  const isShort = bytes.length <= MAX_IDENTITY_BYTES;
+  checkArgument(isShort, `an identity is at most ${MAX_IDENTITY_BYTES} bytes`);
+  return bytes;
 }
 
 function decodeIdentity(bytes: Bytes): unknown {

@@ -1,5 +1,5 @@
 /** Calls that wait with a deadline and a signal, and a queue of received items that they wait for. */
-import { RelayError, traced } from './errors.ts';
+import { checkArgument, RelayError, traced } from './errors.ts';
 
 const DEFAULT_TIMEOUT_MS = 60_000;
 /** The longest time that a timer supports, in milliseconds. A longer wait has no timer. */
@@ -25,9 +25,8 @@ export function within<T>(
 ): Promise<T> {
   return traced(async () => {
     const limit = timeoutMs ?? DEFAULT_TIMEOUT_MS;
-    if (!(typeof limit === 'number' && limit >= 0)) {
-      throw new RelayError('invalid_argument', 'timeoutMs is milliseconds, 0 or more');
-    }
+    const isValid = typeof limit === 'number' && limit >= 0;
+    checkArgument(isValid, 'timeoutMs is milliseconds, 0 or more');
     const over = new AbortController();
     const expire = () => over.abort(new RelayError('timeout', `${limit} ms`));
     const abort = () => over.abort(new RelayError('aborted', undefined, { cause: signal?.reason }));

@@ -100,16 +100,14 @@ export async function agree(
       'the other side revealed a different key than it committed to',
     );
   }
-  const transcript = await hash(
-    'transcript',
-    utf8(otc),
-    commitment,
-    controllerKey,
-    targetKey,
-    nonce,
-  );
+  const said = [utf8(otc), commitment, controllerKey, targetKey, nonce];
+  const transcript = await hash('transcript', ...said);
   const peer = role === 'target' ? 'controller' : 'target';
-  const peerKey = await importPoint(peer === 'target' ? targetKey : controllerKey);
+  const point = peer === 'target' ? targetKey : controllerKey;
+  // WebCrypto refuses points that are not on the curve. The point at infinity cannot be written in this form.
+  const peerKey = await crypto.subtle.importKey('raw', point, ecdh, true, []).catch(() => {
+    throw new RelayError('not_authentic', 'the other side’s key is not a point of P-256');
+  });
   const exchange = { name: 'ECDH', public: peerKey };
   const secret = await crypto.subtle.deriveKey(exchange, privateKey, 'HKDF', false, ['deriveKey']);
   const aes = { name: 'AES-GCM', length: 256 };
@@ -129,15 +127,6 @@ const hkdf = (label: string, salt = new Uint8Array()) => ({
   salt,
   info: utf8(`${PROTOCOL} ${label}`),
 });
-
-async function importPoint(point: Bytes): Promise<CryptoKey> {
-  try {
-    // WebCrypto refuses points that are not on the curve. The point at infinity cannot be written in this form.
-    return await crypto.subtle.importKey('raw', point, ecdh, true, []);
-  } catch {
-    throw new RelayError('not_authentic', 'the other side’s key is not a point of P-256');
-  }
-}
 
 /** Uses 64 bits of the hash, so that none of the million numbers is noticeably more likely than another. */
 async function digitsOf(transcript: Bytes): Promise<string> {

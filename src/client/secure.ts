@@ -17,7 +17,7 @@
 import { fromBase64Url, toBase64Url } from './base64.ts';
 import type { SecureChannel } from './channel.ts';
 import { announce, connect, type ConnectOptions, generateCode, listen, watch } from './client.ts';
-import { RelayError, type RelayErrorCode, traced } from './errors.ts';
+import { checkArgument, RelayError, type RelayErrorCode, traced } from './errors.ts';
 import { type Answer, asController, asTarget, encodeIdentity } from './handshake.ts';
 import type { WaitOptions } from './inbox.ts';
 import { bootstrapKeys, sign, verify } from './keys.ts';
@@ -197,22 +197,12 @@ export function bootstrapAsController(
 }
 
 async function keysOf(token: string, publicKey: string) {
-  if (
-    typeof publicKey !== 'string' ||
-    publicKey.length > MAX_KEY_CHARS ||
-    !publicKey.isWellFormed()
-  ) {
-    throw new RelayError(
-      'invalid_argument',
-      `publicKey must be a text of at most ${MAX_KEY_CHARS} characters`,
-    );
-  }
+  checkArgument(
+    typeof publicKey === 'string' && publicKey.length <= MAX_KEY_CHARS && publicKey.isWellFormed(),
+    `publicKey must be a text of at most ${MAX_KEY_CHARS} characters`,
+  );
   const secret = typeof token === 'string' ? fromBase64Url(token) : undefined;
-  if (secret?.length !== TOKEN_BYTES) {
-    throw new RelayError(
-      'invalid_argument',
-      'a bootstrap token must be 43 characters of base64url',
-    );
-  }
+  const isToken = secret?.length === TOKEN_BYTES;
+  checkArgument(isToken, 'a bootstrap token must be 43 characters of base64url');
   return bootstrapKeys(secret);
 }
