@@ -27,10 +27,7 @@ const MAX_DRAWS = 4;
 
 /** Options of every call that opens a connection to the relay. */
 export interface ConnectOptions extends WaitOptions {
-  /**
-   * The access token of a private relay. It is sent as `?token=…` in the URL, since a browser cannot set a header.
-   * No error contains it.
-   */
+  /** The access token of a private relay. A browser cannot set a header, so it is sent in the URL. No error has it. */
   token?: string | undefined;
 }
 
@@ -342,7 +339,10 @@ function meet<T>(
 class Wire {
   readonly #socket: WebSocket;
   readonly #inbox = new Inbox<Frame>();
-  readonly #closed: Promise<void>;
+  #onClosed = (): void => {};
+  readonly #closed = new Promise<void>((resolve) => {
+    this.#onClosed = resolve;
+  });
 
   /** @param first Sent when the connection is open. Frames with another `jti` than this one are refused. */
   constructor(url: string | URL, token: string | undefined, first: Frame) {
@@ -353,17 +353,15 @@ class Wire {
       this.#socket.send(JSON.stringify(first));
     });
     this.#socket.addEventListener('message', ({ data }) => this.#take(data, first['jti']));
-    this.#closed = new Promise((resolve) => {
-      // A connection that could not be opened gets an error event. In Node.js 22 no close event follows.
-      this.#socket.addEventListener('error', (event) => {
-        if (opened) return;
-        this.#finish(unopenedError('message' in event ? event.message : undefined));
-        resolve();
-      });
-      this.#socket.addEventListener('close', ({ code, reason }) => {
-        this.#finish(opened ? closeError(code, reason) : new RelayError('unreachable'));
-        resolve();
-      });
+    // A connection that could not be opened gets an error event. In Node.js 22 no close event follows.
+    this.#socket.addEventListener('error', (event) => {
+      if (opened) return;
+      this.#finish(unopenedError('message' in event ? event.message : undefined));
+      this.#onClosed();
+    });
+    this.#socket.addEventListener('close', ({ code, reason }) => {
+      this.#finish(opened ? closeError(code, reason) : new RelayError('unreachable'));
+      this.#onClosed();
     });
   }
 
@@ -395,11 +393,8 @@ class Wire {
 
   async close(): Promise<void> {
     this.#finish(new RelayError('closed'));
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const deadline = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, CLOSE_WAIT_MS);
-    });
-    await Promise.race([this.#closed, deadline]);
+    const timer = setTimeout(this.#onClosed, CLOSE_WAIT_MS);
+    await this.#closed;
     clearTimeout(timer);
   }
 
