@@ -586,6 +586,12 @@ describe('the documentation’s examples, from the built package', () => {
     test(`${runtime}: impatient`, async () => {
       expect(await built.run([runtime, 'impatient.mjs']).ended()).toBe('timeout\n');
     });
+
+    test(`${runtime}: where there is no relay, it fails without a crash`, async () => {
+      await using nowhere = await project('docs/client.md', 'ws://127.0.0.1:1/ws');
+      const command = ['sh', '-c', `${runtime} impatient.mjs; echo "exit code $?"`];
+      expect(await nowhere.run(command).ended()).toBe('unreachable\nexit code 0\n');
+    });
   }
 
   test('watcher and booting device', async () => {

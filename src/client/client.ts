@@ -353,14 +353,15 @@ class Wire {
       this.#socket.send(JSON.stringify(first));
     });
     this.#socket.addEventListener('message', ({ data }) => this.#take(data, first['jti']));
-    // A connection that could not be opened gets an error event. In Node.js 22 no close event follows.
+    // A connection that could not be opened gets an error event. In Node.js 22 no close event follows. And a call of
+    // `close` gives another error event there at once, so these two events must not close the socket.
     this.#socket.addEventListener('error', (event) => {
       if (opened) return;
-      this.#finish(unopenedError('message' in event ? event.message : undefined));
+      this.#inbox.finish(unopenedError('message' in event ? event.message : undefined));
       this.#onClosed();
     });
     this.#socket.addEventListener('close', ({ code, reason }) => {
-      this.#finish(opened ? closeError(code, reason) : new RelayError('unreachable'));
+      this.#inbox.finish(opened ? closeError(code, reason) : new RelayError('unreachable'));
       this.#onClosed();
     });
   }
