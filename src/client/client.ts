@@ -86,9 +86,8 @@ export function listen(
 }
 
 /**
- * Joins the device that listens on a code.
+ * Joins the device that listens on a code, at the same relay.
  *
- * @param url The relay's WebSocket, the same that the other device uses.
  * @param otc The six digits that the other device shows.
  * @throws {RelayError} `otc_not_found`: nobody listens on it (any more). `peer_already_connected`: another device came
  *   first. `rate_limited`: five codes were wrong; wait a minute.
@@ -425,17 +424,14 @@ interface Environment {
 
 function openSocket(address: string | URL, token: string | undefined): WebSocket {
   if (typeof WebSocket === 'undefined') throw new RelayError('no_websocket');
-  if (!URL.canParse(String(address))) throw new RelayError('invalid_url');
-  const url = new URL(address);
-  if (url.protocol !== 'ws:' && url.protocol !== 'wss:') throw new RelayError('invalid_url');
+  const url = URL.canParse(String(address)) ? new URL(address) : undefined;
+  if (url?.protocol !== 'ws:' && url?.protocol !== 'wss:') throw new RelayError('invalid_url');
   if (token !== undefined) url.searchParams.set('token', token);
   // Node.js uses a proxy with NODE_USE_ENV_PROXY=1, a browser by its own settings. For Bun it must be given here.
   const { process: { versions, env } = {} } = globalThis as { process?: Environment };
   const proxy = versions?.['bun'] ? proxyFor(url, env ?? {}) : undefined;
   try {
-    return proxy
-      ? new WebSocket(url.href, { proxy } as object as string[])
-      : new WebSocket(url.href);
+    return new WebSocket(url.href, proxy ? ({ proxy } as object as string[]) : []);
   } catch {
     // The runtime's error is left out: it contains the URL, and so perhaps the access token or the proxy's password.
     throw new RelayError(

@@ -86,9 +86,8 @@ export function pairAsTarget(url: string | URL, options: TargetOptions): Promise
 }
 
 /**
- * Joins the device that shows the code, and shows the digits that a person must type there.
+ * Joins the device that shows the code, at the same relay, and shows the digits that a person must type there.
  *
- * @param url The relay's WebSocket, the same that the other device uses.
  * @param code The twelve digits that the other device shows, as typed: spaces and hyphens are allowed.
  * @returns The channel to the other device, when the right digits have been typed there.
  * @throws {RelayError} `invalid_code`: these are not twelve digits. `otc_not_found`: nobody waits on this code.
