@@ -8,185 +8,132 @@ import { maxDescriptors, openDescriptors } from './descriptors.ts';
 /** From a code typed at once to one typed in its last second; a session's stage lasts at most 300 s. */
 const WAIT_BUCKETS_SECONDS = [0.1, 0.5, 1, 2, 5, 10, 15, 20, 30, 60, 120, 300];
 
+type Values = Record<string, number>;
+type Read = () => number | Values | undefined | Promise<number>;
+
 /** Every metric: its type, labels and help. The documentation's table is compared with this one. */
 export function createRegistry(sockets: Sockets): Registry {
   const { stats, pairing, bootstrap } = sockets;
   const registry = new Registry();
   const registers = [registry];
 
-  /** One that reads undefined has no value in that scrape. */
-  const gauge = (
+  /** @param read The value at a scrape, or one for each value of the label. Undefined: none at this scrape. */
+  const add = (
+    Kind: typeof Counter | typeof Gauge,
     name: string,
     help: string,
-    read: () => number | undefined | Promise<number>,
+    read: Read,
+    label?: string,
   ): void => {
-    void new Gauge({
-      name,
+    void new Kind({
+      name: `amesh_relay_${name}`,
       help,
       registers,
+      labelNames: label === undefined ? [] : [label],
       async collect() {
-        const value = await read();
-        if (value === undefined) this.remove();
-        else this.set(value);
-      },
-    });
-  };
-  const counter = (name: string, help: string, read: () => number): void => {
-    void new Counter({
-      name,
-      help,
-      registers,
-      collect() {
+        const found = await read();
         this.reset();
-        this.inc(read());
+        if (found === undefined) this.remove();
+        else if (typeof found === 'number') this.inc(found);
+        else if (label) {
+          for (const [value, count] of Object.entries(found)) this.inc({ [label]: value }, count);
+        }
       },
     });
   };
-  /** One series for each value of a label, all there from the first scrape. */
-  const counters = (
-    name: string,
-    help: string,
-    label: string,
-    read: () => Record<string, number>,
-  ): void => {
-    void new Counter({
-      name,
-      help,
-      registers,
-      labelNames: [label],
-      collect() {
-        this.reset();
-        for (const [value, count] of Object.entries(read())) this.inc({ [label]: value }, count);
-      },
-    });
-  };
+  const gauge = add.bind(undefined, Gauge);
+  const counter = add.bind(undefined, Counter);
 
-  gauge('amesh_relay_connections', 'Sockets open now.', () => sockets.connections.size);
-  counter('amesh_relay_connections_total', 'Sockets accepted.', () => stats.connectionsAccepted);
-  void new Gauge({
-    name: 'amesh_relay_sessions',
-    help: 'Sessions held now, by stage.',
-    registers,
-    labelNames: ['stage'],
-    collect() {
-      this.set({ stage: 'waiting' }, pairing.waiting);
-      this.set({ stage: 'paired' }, pairing.paired);
-    },
-  });
-  counter('amesh_relay_sessions_opened_total', 'Sessions opened by a listen.', () => stats.opened);
-  counter(
-    'amesh_relay_pairings_begun_total',
-    'Sessions that a controller joined.',
-    () => stats.begun,
-  );
-  counters('amesh_relay_sessions_ended_total', 'Sessions ended, by outcome.', 'outcome', () => ({
-    completed: stats.completed,
-    expired: stats.expired,
-    abandoned: stats.abandoned,
-  }));
-  counter(
-    'amesh_relay_frames_forwarded_total',
-    'Data frames forwarded.',
-    () => stats.framesForwarded,
-  );
-  counter(
-    'amesh_relay_forwarded_bytes_total',
-    'Payload bytes forwarded.',
-    () => stats.bytesForwarded,
-  );
-  counters(
-    'amesh_relay_refusals_total',
-    'Refusals, by the code that the client was given.',
-    'code',
-    () => stats.refusals,
-  );
-  counters(
-    'amesh_relay_admitted_total',
-    'Sockets let in by an access token, by its name.',
-    'token',
-    () => Object.fromEntries(stats.admitted),
-  );
-  counters(
-    'amesh_relay_turned_away_total',
-    'Requests for a socket that were refused before the upgrade.',
-    'reason',
-    () => stats.turnedAway,
-  );
-  gauge('amesh_relay_watches', 'Token ids watched now.', () => bootstrap.size);
-  counters(
-    'amesh_relay_bootstraps_total',
-    'Bootstrap watches, announcements and how they ended.',
-    'outcome',
-    () => stats.bootstraps,
-  );
-  gauge('amesh_relay_burnt_jtis', 'Used token ids remembered now.', () => sockets.books.burnt ?? 0);
-  void new Gauge({
-    name: 'amesh_relay_book_entries',
-    help: 'Entries in each of the books, all of which are bounded.',
-    registers,
-    labelNames: ['book'],
-    collect() {
-      for (const [book, entries] of Object.entries(sockets.books)) this.set({ book }, entries);
-    },
-  });
-  gauge('amesh_relay_draining', '1 while the relay drains.', () =>
-    Number(sockets.connections.draining),
-  );
-  gauge('amesh_relay_resident_memory_bytes', 'Resident set size.', () => process.memoryUsage.rss());
-
+  gauge('connections', 'Sockets open now.', () => sockets.connections.size);
+  counter('connections_total', 'Sockets accepted.', () => stats.connectionsAccepted);
   gauge(
-    'amesh_relay_redis_up',
+    'sessions',
+    'Sessions held now, by stage.',
+    () => ({ waiting: pairing.waiting, paired: pairing.paired }),
+    'stage',
+  );
+  counter('sessions_opened_total', 'Sessions opened by a listen.', () => stats.opened);
+  counter('pairings_begun_total', 'Sessions that a controller joined.', () => stats.begun);
+  const ended = (): Values => {
+    const { completed, expired, abandoned } = stats;
+    return { completed, expired, abandoned };
+  };
+  counter('sessions_ended_total', 'Sessions ended, by outcome.', ended, 'outcome');
+  counter('frames_forwarded_total', 'Data frames forwarded.', () => stats.framesForwarded);
+  counter('forwarded_bytes_total', 'Payload bytes forwarded.', () => stats.bytesForwarded);
+  counter(
+    'refusals_total',
+    'Refusals, by the code that the client was given.',
+    () => stats.refusals,
+    'code',
+  );
+  counter(
+    'admitted_total',
+    'Sockets let in by an access token, by its name.',
+    () => Object.fromEntries(stats.admitted),
+    'token',
+  );
+  counter(
+    'turned_away_total',
+    'Requests for a socket that were refused before the upgrade.',
+    () => stats.turnedAway,
+    'reason',
+  );
+  gauge('watches', 'Token ids watched now.', () => bootstrap.size);
+  counter(
+    'bootstraps_total',
+    'Bootstrap watches, announcements and how they ended.',
+    () => stats.bootstraps,
+    'outcome',
+  );
+  gauge('burnt_jtis', 'Used token ids remembered now.', () => sockets.books.burnt ?? 0);
+  gauge(
+    'book_entries',
+    'Entries in each of the books, all of which are bounded.',
+    () => sockets.books,
+    'book',
+  );
+  gauge('draining', '1 while the relay drains.', () => Number(sockets.connections.draining));
+  gauge('resident_memory_bytes', 'Resident set size.', () => process.memoryUsage.rss());
+  gauge(
+    'redis_up',
     '1 while the Redis of many instances is in reach, 0 while not; absent without one.',
     () => sockets.cluster && Number(sockets.cluster.isUp),
   );
   gauge(
-    'amesh_relay_tls_certificate_not_after_seconds',
+    'tls_certificate_not_after_seconds',
     'When the certificate ends, in seconds of Unix time; absent without TLS.',
     () => stats.certificateEnd,
   );
-  gauge('amesh_relay_open_fds', 'File descriptors that the process has open.', openDescriptors);
-  gauge('amesh_relay_max_fds', 'File descriptors that it may have open.', maxDescriptors);
-  const build = new Gauge({
-    name: 'amesh_relay_build_info',
-    help: 'Always 1, with the version.',
-    registers,
-    labelNames: ['version'],
-  });
-  build.set({ version }, 1);
+  gauge('open_fds', 'File descriptors that the process has open.', openDescriptors);
+  gauge('max_fds', 'File descriptors that it may have open.', maxDescriptors);
+  gauge('build_info', 'Always 1, with the version.', () => ({ [version]: 1 }), 'version');
 
   const delay = monitorEventLoopDelay({ resolution: 10 });
   delay.enable();
-  let sinceLast = { p50: 0, p99: 0, max: 0 };
-  const delays = {
-    p50: 'Event-loop delay since the last scrape, median.',
-    p99: 'Event-loop delay since the last scrape, 99th percentile.',
-    max: 'Event-loop delay since the last scrape, the longest.',
-  };
-  for (const [which, help] of Object.entries(delays) as [keyof typeof delays, string][]) {
-    gauge(`amesh_relay_event_loop_delay_${which}_seconds`, help, () => {
-      // The first of the three that a scrape reads takes the figures for all.
-      if (which === 'p50') {
-        sinceLast = { p50: delay.percentile(50), p99: delay.percentile(99), max: delay.max };
-        delay.reset();
-      }
-      return sinceLast[which] / 1e9;
-    });
-  }
+  const delays = 'Event-loop delay since the last scrape';
+  gauge('event_loop_delay_p50_seconds', `${delays}, median.`, () => delay.percentile(50) / 1e9);
+  gauge(
+    'event_loop_delay_p99_seconds',
+    `${delays}, 99th percentile.`,
+    () => delay.percentile(99) / 1e9,
+  );
+  gauge('event_loop_delay_max_seconds', `${delays}, the longest.`, () => {
+    const { max } = delay;
+    // A scrape reads the metrics in their order, and this one is the last of the three.
+    delay.reset();
+    return max / 1e9;
+  });
 
-  const waited = new Histogram({
-    name: 'amesh_relay_listen_to_peer_found_seconds',
-    help: 'Time from listen to peer_found.',
-    buckets: WAIT_BUCKETS_SECONDS,
-    registers,
-  });
-  const lasted = new Histogram({
-    name: 'amesh_relay_pairing_duration_seconds',
-    help: 'Time from peer_found to the end of the session.',
-    buckets: WAIT_BUCKETS_SECONDS,
-    registers,
-  });
-  stats.onBegun.push((milliseconds) => waited.observe(milliseconds / 1000));
-  stats.onEnded.push((milliseconds) => lasted.observe(milliseconds / 1000));
+  const histogram = (name: string, help: string) => {
+    const buckets = WAIT_BUCKETS_SECONDS;
+    const times = new Histogram({ name: `amesh_relay_${name}`, help, buckets, registers });
+    return (milliseconds: number): void => times.observe(milliseconds / 1000);
+  };
+  stats.onBegun.push(histogram('listen_to_peer_found_seconds', 'Time from listen to peer_found.'));
+  stats.onEnded.push(
+    histogram('pairing_duration_seconds', 'Time from peer_found to the end of the session.'),
+  );
   return registry;
 }
 
