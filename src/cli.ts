@@ -1,7 +1,14 @@
 /** The `amesh-relay` command: arguments, subcommands, signals and exit codes. */
 import { version } from '../package.json' with { type: 'json' };
-import { readArguments, readFlags } from './arguments.ts';
-import { changedSettings, type Config, ConfigError, unknownSettings } from './config.ts';
+import {
+  changedSettings,
+  type Config,
+  ConfigError,
+  type Flags,
+  readEnvironment,
+  readFlags,
+  unknownSettings,
+} from './config.ts';
 import { createLog, isTerminal, type Log } from './observe/log.ts';
 import type { RelayAddress } from './relay.ts';
 import type { Outcome, Stats } from './observe/stats.ts';
@@ -30,7 +37,8 @@ function fail(message: string, code: number): never {
 }
 
 async function serve(args: string[]): Promise<void> {
-  const config = await readArguments(args);
+  const flags = await readFlags(args);
+  const config = readEnvironment(process.env, flags);
   const log = createLog(config.logLevel);
   const relay = new RelayServer(config, { log });
   let isListening = false;
@@ -46,7 +54,7 @@ async function serve(args: string[]): Promise<void> {
   });
   const address = await relay.start();
   isListening = true;
-  await announce(log, config, address, relay.metricsPort, args);
+  announce(log, config, address, relay.metricsPort, flags);
   if (isTerminal()) logPairings(log, relay.sockets.stats);
   const unknown = unknownSettings(process.env);
   if (unknown.length > 0) log.warn('unknown AMESH_ variables, ignored', { names: unknown });
@@ -89,13 +97,13 @@ async function ignoresHangup(): Promise<boolean> {
 }
 
 /** Logs the settings: all of them for machines; for people only the page's URL and the settings that they changed. */
-async function announce(
+function announce(
   log: Log,
   config: Config,
   { url }: RelayAddress,
   metrics: number | undefined,
-  args: string[],
-): Promise<void> {
+  flags: Flags,
+): void {
   if (!isTerminal()) {
     log.info('settings', config);
     return;
@@ -103,7 +111,7 @@ async function announce(
   const page = url.replace(/^ws/, 'http').slice(0, -'ws'.length);
   if (config.page) log.info(`See it and try it in a browser: ${page}`);
   if (metrics !== undefined) log.info('metrics are on', { port: metrics });
-  const changed = changedSettings(process.env, await readFlags(args));
+  const changed = changedSettings(process.env, flags);
   if (Object.keys(changed).length > 0) log.info('settings that you changed', changed);
 }
 
@@ -124,9 +132,8 @@ async function main(args: string[]): Promise<void> {
     const command = await commands[name]?.();
     process.exit(await command?.(rest));
   } else {
-    const { nearest } = await import('./help.ts');
     const names = Object.keys(commands);
-    const meant = nearest(name, names);
+    const meant = names.find((known) => known.startsWith(name.slice(0, 2)));
     throw new ConfigError(
       `there is no command ${JSON.stringify(name)}; ${meant ? `did you mean ${meant}?` : `expected ${names.join(' or ')}, or none to run the relay.`} See amesh-relay --help.`,
     );
@@ -136,9 +143,7 @@ async function main(args: string[]): Promise<void> {
 main(process.argv.slice(2)).catch((error: Error & { code?: string }) => {
   const { code = '', message } = error;
   if (code === 'ERR_RELAY_CONFIG') fail(message, USAGE_ERROR);
-  if (['ERR_RELAY_LISTEN', 'ERR_RELAY_TLS', 'ERR_RELAY_REDIS', 'ERR_RELAY_TOKENS'].includes(code)) {
-    fail(message, FAILURE);
-  }
+  if (code.startsWith('ERR_RELAY_')) fail(message, FAILURE);
   if (code.startsWith('ERR_PARSE_ARGS')) {
     const line = message.replaceAll(/\s+/g, ' ').replace(/\.?$/, '.');
     fail(`${line} See amesh-relay --help.`, USAGE_ERROR);

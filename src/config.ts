@@ -12,7 +12,7 @@ import {
   PROXY_RULE_FORMS,
   RANGES_FORM,
 } from './admission/client-address.ts';
-import { ORIGIN_FORM, parseOrigin } from './admission/origins.ts';
+import { ORIGIN_FORM, parseAllowed } from './admission/origins.ts';
 import { REDIS_URL_FORM, RedisUrl } from './cluster/redis-url.ts';
 import { LOG_LEVELS } from './observe/log.ts';
 
@@ -78,26 +78,16 @@ function seconds(normal: number, min: number, max: number, help: string) {
 const fromFlag = (text: string): unknown =>
   /^(?:1|true|yes)$/i.test(text) ? true : /^(?:0|false|no)$/i.test(text) ? false : text;
 
-/** Converts a value with a function that returns an object, or an error message if the value is not accepted. */
-function readBy<In, Out extends object>(read: (value: In) => Out | string) {
+/** Converts a value with a function that throws if it does not accept it, with what the user is told. */
+function readBy<In, Out>(read: (value: In) => Out) {
   return z.transform((value: In, { issues }): Out => {
-    const found = read(value);
-    if (typeof found !== 'string') return found;
-    issues.push({ code: 'custom', params: { says: found }, input: value });
-    return z.NEVER;
+    try {
+      return read(value);
+    } catch (error) {
+      issues.push({ code: 'custom', params: { says: (error as Error).message }, input: value });
+      return z.NEVER;
+    }
   });
-}
-
-function readToken(text: string): AccessToken | string {
-  const token = AccessToken.parse(text);
-  return typeof token === 'string' ? `not accepted, since ${token}; expected ${TOKEN_FORM}` : token;
-}
-
-function readOrigins(list: string[]): string[] | string {
-  const origins = list.map((text) => (text === '*' ? text : parseOrigin(text)));
-  const wrong = origins.indexOf(undefined);
-  if (wrong === -1) return origins as string[];
-  return `${JSON.stringify(list[wrong])} is not an origin; expected ${ORIGIN_FORM}`;
 }
 
 function file(help: string) {
@@ -130,11 +120,7 @@ const schema = z
     trustProxy: z
       .pipe(
         z._default(z.union([z.string(), z.boolean()]), '0'),
-        readBy(
-          (value: string | boolean) =>
-            parseProxyRule(String(value)) ??
-            `got ${JSON.stringify(value)}, expected ${PROXY_RULE_FORMS}`,
-        ),
+        readBy((value: string | boolean) => parseProxyRule(String(value))),
       )
       .register(about, {
         help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
@@ -145,7 +131,7 @@ const schema = z
       .optional(
         z.pipe(
           z.array(z.string()).check(z.minLength(1)),
-          readBy((list: string[]) => AddressRanges.parse(list)),
+          readBy((list: string[]) => new AddressRanges(list)),
         ),
       )
       .register(about, {
@@ -155,15 +141,25 @@ const schema = z
         shownDefault: '',
         fromText: entries,
       }),
-    accessToken: z.optional(z.pipe(z.string(), readBy(readToken))).register(about, {
-      help: 'Makes the relay [private](docs/private-relay.md): whoever uses it must bring this token.',
-      accepts: TOKEN_FORM,
-      shownDefault: '',
-      isSecret: true,
-    }),
+    accessToken: z
+      .optional(
+        z.pipe(
+          z.string(),
+          readBy((text: string) => new AccessToken(text)),
+        ),
+      )
+      .register(about, {
+        help: 'Makes the relay [private](docs/private-relay.md): whoever uses it must bring this token.',
+        accepts: TOKEN_FORM,
+        shownDefault: '',
+        isSecret: true,
+      }),
     accessTokensFile: file('The same with a file of tokens, one a line.'),
     allowedOrigins: z
-      .pipe(z._default(z.array(z.string()), []), readBy(readOrigins))
+      .pipe(
+        z._default(z.array(z.string()), []),
+        readBy((list: string[]) => list.map(parseAllowed)),
+      )
       .register(about, {
         help: 'Origins of other web pages that may use the relay, or `*`.',
         accepts: ORIGIN_FORM,
@@ -204,7 +200,7 @@ const schema = z
       .optional(
         z.pipe(
           z.string(),
-          readBy((text: string) => RedisUrl.parse(text)),
+          readBy((text: string) => new RedisUrl(text)),
         ),
       )
       .register(about, {
@@ -342,6 +338,22 @@ interface Given {
 export type Flags = Partial<Record<SettingName, Given>>;
 
 /**
+ * Reads `--port` and `--host`.
+ * @throws {TypeError} From `parseArgs`, for any other argument.
+ */
+export async function readFlags(args: string[]): Promise<Flags> {
+  if (args.length === 0) return {};
+  // It takes a while to load.
+  const { parseArgs } = await import('node:util');
+  const { values } = parseArgs({
+    args,
+    options: { port: { type: 'string', short: 'p' }, host: { type: 'string', short: 'H' } },
+  });
+  const flags = Object.entries(values).map(([name, text]) => [name, { label: `--${name}`, text }]);
+  return Object.fromEntries(flags) as Flags;
+}
+
+/**
  * Checks options and fills in the defaults.
  * @throws {ConfigError} For a value that is not accepted, or an option that does not exist.
  */
@@ -376,7 +388,7 @@ export function changedSettings(
     const { label, text } = givenValue(name, environment, flags);
     const { shownDefault, isSecret } = settings[name];
     if (text === undefined || text === shownDefault) continue;
-    const withoutSecret = name === 'redisUrl' ? String(RedisUrl.parse(text)) : '(secret)';
+    const withoutSecret = name === 'redisUrl' ? String(new RedisUrl(text)) : '(secret)';
     changed[label] = isSecret ? withoutSecret : text;
   }
   return changed;

@@ -1,4 +1,4 @@
-/** The text of `amesh-relay --help`, and suggestions for mistyped words. */
+/** The text of `amesh-relay --help`. */
 import { version } from '../package.json' with { type: 'json' };
 import { settings } from './config.ts';
 
@@ -52,32 +52,3 @@ SIGTERM, SIGINT and SIGHUP drain: pairings under way finish, then the relay stop
 stops it at once. SIGUSR1 and SIGUSR2 do nothing.
 Exit codes: 0 stopped, 1 could not start, 2 wrong usage.
 `;
-
-/** The word that is nearest to a mistyped one, if it differs by at most two letters; otherwise undefined. */
-export function nearest(typed: string, words: string[]): string | undefined {
-  const [best] = words
-    .map((word) => ({ word, distance: editDistance(typed.slice(0, 100), word) }))
-    .sort((a, b) => a.distance - b.distance);
-  return best && best.distance <= 2 ? best.word : undefined;
-}
-
-/** The number of letters to add, remove, replace or swap with a neighbour to turn one word into the other. */
-function editDistance(a: string, b: string): number {
-  const rows: number[][] = [Array.from({ length: b.length + 1 }, (_, j) => j)];
-  const at = (i: number, j: number): number => rows[i]?.[j] ?? Infinity;
-  for (let i = 1; i <= a.length; i += 1) {
-    rows.push([i]);
-    for (let j = 1; j <= b.length; j += 1) {
-      const isSwap = a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1];
-      rows[i]?.push(
-        Math.min(
-          at(i - 1, j) + 1,
-          at(i, j - 1) + 1,
-          at(i - 1, j - 1) + (a[i - 1] === b[j - 1] ? 0 : 1),
-          isSwap ? at(i - 2, j - 2) + 1 : Infinity,
-        ),
-      );
-    }
-  }
-  return at(a.length, b.length);
-}

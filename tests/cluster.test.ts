@@ -457,7 +457,7 @@ test('TLS to Redis names the server, unless that is an address: RFC 6066, sectio
   const { port } = server.address() as { port: number };
   for (const host of ['localhost', '127.0.0.1']) {
     const before = hellos.length;
-    const url = RedisUrl.parse(`rediss://${host}:${port}`) as RedisUrl;
+    const url = new RedisUrl(`rediss://${host}:${port}`);
     const connection = new RedisConnection(url, 'inbox:', 'id');
     afterThisTest(() => connection.close());
     await until(() => hellos.length > before, 'a hello');

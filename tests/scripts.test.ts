@@ -39,7 +39,7 @@ test.skipIf(!redisServer)(
     const random = seeded(seed);
     const pick = <T>(from: readonly T[]): T => from[Math.floor(random() * from.length)] as T;
     const redis = await startRedis();
-    const bus = new RedisConnection(RedisUrl.parse(redis.url) as RedisUrl, 'p:inbox:', 'a');
+    const bus = new RedisConnection(new RedisUrl(redis.url), 'p:inbox:', 'a');
     afterThisTest(() => bus.close());
     const ready = Promise.withResolvers<void>();
     bus.onReady = () => ready.resolve();

@@ -15,23 +15,26 @@ const MAKE_ONE = "openssl rand -base64 24 | tr '+/' '-_'";
 /** The format of an access token, for error messages: "expected …". */
 export const TOKEN_FORM = `${MIN_LENGTH} to ${MAX_LENGTH} characters of A-Z a-z 0-9 - _, as made by: ${MAKE_ONE}`;
 
+/** What is wrong with a token; undefined if it is one. The answer never contains the text itself. */
+function problemOf(text: string): string | undefined {
+  if (!/^[\w-]*$/.test(text)) return 'the token has a character that is not of base64url';
+  if (text.length < MIN_LENGTH) return `the token has only ${text.length} characters`;
+  if (text.length > MAX_LENGTH) return `the token has ${text.length} characters`;
+  return undefined;
+}
+
 /** One access token. Only its SHA-256 is kept, and printing or logging the object does not show it. */
 export class AccessToken {
   readonly #digest: Uint8Array;
 
-  private constructor(
+  /** @throws {Error} If the text is not a token. The message never contains the text itself. */
+  constructor(
     text: string,
-    readonly name: string,
+    readonly name = UNNAMED,
   ) {
+    const problem = problemOf(text);
+    if (problem) throw new Error(`not accepted, since ${problem}; expected ${TOKEN_FORM}`);
     this.#digest = Bun.SHA256.hash(text) as Uint8Array;
-  }
-
-  /** @returns The token, or what is wrong with the text. That message never contains the text itself. */
-  static parse(text: string, name = UNNAMED): AccessToken | string {
-    if (!/^[\w-]*$/.test(text)) return 'the token has a character that is not of base64url';
-    if (text.length < MIN_LENGTH) return `the token has only ${text.length} characters`;
-    if (text.length > MAX_LENGTH) return `the token has ${text.length} characters`;
-    return new AccessToken(text, name);
   }
 
   /** Compares in constant time. */
@@ -57,10 +60,14 @@ export function parseTokens(text: string): AccessToken[] {
   for (const [i, whole] of text.split('\n').entries()) {
     const line = whole.trim();
     if (line === '' || line.startsWith('#')) continue;
-    const token = parseLine(line);
-    if (typeof token === 'string') {
-      throw new Error(`line ${i + 1}: ${token}; expected [NAME ]TOKEN, the token of ${TOKEN_FORM}`);
+    const words = line.split(/\s+/).reverse();
+    const problem = problemOfLine(words);
+    if (problem) {
+      throw new Error(
+        `line ${i + 1}: ${problem}; expected [NAME ]TOKEN, the token of ${TOKEN_FORM}`,
+      );
     }
+    const token = new AccessToken(...(words as [string, string?]));
     if (tokens.some((earlier) => earlier.equals(token))) {
       throw new Error(`line ${i + 1}: the token is already in an earlier line`);
     }
@@ -75,15 +82,13 @@ export function parseTokens(text: string): AccessToken[] {
   return tokens;
 }
 
-function parseLine(line: string): AccessToken | string {
-  const words = line.split(/\s+/);
-  if (words.length > 2) return 'there are more than two words';
-  const [token = '', name] = words.reverse();
-  if (name === undefined) return AccessToken.parse(token);
+/** @param words Of a line, the last first. */
+function problemOfLine([token = '', name = UNNAMED, ...others]: string[]): string | undefined {
+  if (others.length > 0) return 'there are more than two words';
   if (!/^[\w.-]{1,64}$/.test(name)) return 'the name has a character other than A-Z a-z 0-9 . - _';
   // If the two are swapped, the log would show the token as a name, and the name would be an easily guessed token.
-  if (typeof AccessToken.parse(name) !== 'string') {
+  if (problemOf(name) === undefined) {
     return `the name could be a token itself; give it fewer than ${MIN_LENGTH} characters, or a dot`;
   }
-  return AccessToken.parse(token, name);
+  return problemOf(token);
 }

@@ -31,8 +31,11 @@ export const PROXY_HEADERS = [
 export const PROXY_RULE_FORMS =
   'unset, 0, false or no (the TCP peer); 1, true or yes (left-most X-Forwarded-For); hops:N (N-th X-Forwarded-For from the right, 1 to 32); header:NAME (that header)';
 
-/** Parses AMESH_TRUST_PROXY. Returns undefined if the text has none of the accepted forms. */
-export function parseProxyRule(text: string): ProxyRule | undefined {
+/**
+ * Parses AMESH_TRUST_PROXY.
+ * @throws {Error} If the text has none of the accepted forms.
+ */
+export function parseProxyRule(text: string): ProxyRule {
   const value = text.trim().toLowerCase();
   if (['', '0', 'false', 'no'].includes(value)) return { by: 'peer' };
   if (['1', 'true', 'yes'].includes(value)) return { by: 'leftmost' };
@@ -40,14 +43,14 @@ export function parseProxyRule(text: string): ProxyRule | undefined {
   if (hops) return { by: 'hops', hops: Number(hops) };
   const header = /^header:([!#$%&'*+.^_`|~0-9a-z-]+)$/.exec(value)?.[1];
   if (header) return { by: 'header', header };
-  return undefined;
+  throw new Error(`got ${JSON.stringify(text)}, expected ${PROXY_RULE_FORMS}`);
 }
 
 /** The longest text that is parsed, in characters. An IPv6 address with a zone, brackets and a port is shorter. */
 const MAX_ADDRESS = 80;
 
-/** The prefix under which NAT64 and SIIT show an IPv4 address as IPv6: RFC 6052, section 2.1. */
-const NAT64_PREFIX = [0x64, 0xff9b, 0, 0, 0, 0];
+/** The range in which NAT64 and SIIT show an IPv4 address as IPv6: RFC 6052, section 2.1. */
+const NAT64 = ipaddr.IPv6.parseCIDR('64:ff9b::/96');
 
 /**
  * Parses an address with or without brackets and port. An IPv6 address that contains an IPv4 one (`::ffff:192.0.2.1`,
@@ -58,14 +61,10 @@ export function parseAddress(text: string): ipaddr.IPv4 | ipaddr.IPv6 | undefine
   const value = text.trim();
   const bare =
     /^\[([^\]]+)\](?::\d{1,5})?$/.exec(value)?.[1] ?? value.replace(/^([\d.]+):\d{1,5}$/, '$1');
-  if (ipaddr.IPv4.isValidFourPartDecimal(bare)) return ipaddr.IPv4.parse(bare);
-  if (!ipaddr.IPv6.isValid(bare)) return undefined;
-  const address = ipaddr.IPv6.parse(bare);
-  if (address.isIPv4MappedAddress()) return address.toIPv4Address();
-  if (NAT64_PREFIX.every((part, i) => address.parts[i] === part)) {
-    return new ipaddr.IPv4(address.toByteArray().slice(12));
-  }
-  return address;
+  if (!ipaddr.IPv4.isValidFourPartDecimal(bare) && !ipaddr.IPv6.isValid(bare)) return undefined;
+  const address = ipaddr.process(bare);
+  const isNat64 = address instanceof ipaddr.IPv6 && address.match(NAT64);
+  return isNat64 ? new ipaddr.IPv4(address.toByteArray().slice(12)) : address;
 }
 
 /** An IPv4 address in the usual form. */
@@ -75,18 +74,12 @@ const IPV4 = /^(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}$/;
 function callerAt(text: string, source: string): Caller | undefined {
   // The common form needs no parsing, which would cost a twentieth of a whole pairing.
   if (IPV4.test(text)) return { client: text, address: text, source };
-  const address = parseAddress(text);
-  if (address === undefined) return undefined;
-  if (address instanceof ipaddr.IPv4) {
-    const whole = address.toString();
-    return { client: whole, address: whole, source };
-  }
-  const network = address.parts.slice(0, 4).map((part) => part.toString(16));
-  return {
-    client: `${network.join(':')}::/64`,
-    address: new ipaddr.IPv6(address.parts).toString(), // Without the zone.
-    source,
-  };
+  const found = parseAddress(text);
+  if (found === undefined) return undefined;
+  const [address = ''] = found.toString().split('%'); // Without the zone.
+  if (found instanceof ipaddr.IPv4) return { client: address, address, source };
+  const network = found.parts.slice(0, 4).map((part) => part.toString(16));
+  return { client: `${network.join(':')}::/64`, address, source };
 }
 
 /** One entry of a list with commas: the first, or the n-th from the right. A long list is not split as a whole. */
@@ -120,29 +113,17 @@ export const RANGES_FORM =
 /** How many results an {@link AddressRanges} caches. A relay has few proxies. */
 const MAX_CACHED = 1000;
 
+/** The first address of a range, and its prefix length in bits. */
+type Range = [ipaddr.IPv4 | ipaddr.IPv6, number];
+
 /** Addresses and ranges of addresses, IPv4 and IPv6. */
 export class AddressRanges {
-  readonly #ranges: [ipaddr.IPv4 | ipaddr.IPv6, number][];
+  readonly #ranges: Range[];
   readonly #cache = new Map<string, boolean>();
 
-  private constructor(
-    private readonly list: readonly string[],
-    ranges: [ipaddr.IPv4 | ipaddr.IPv6, number][],
-  ) {
-    this.#ranges = ranges;
-  }
-
-  /** @returns The ranges, or an error message if an entry is neither an address nor a range. */
-  static parse(list: readonly string[]): AddressRanges | string {
-    const ranges: [ipaddr.IPv4 | ipaddr.IPv6, number][] = [];
-    for (const text of list) {
-      const range = parseRange(text);
-      if (range === undefined) {
-        return `${JSON.stringify(text)} is neither an address nor a range; expected ${RANGES_FORM}`;
-      }
-      ranges.push(range);
-    }
-    return new AddressRanges(list, ranges);
+  /** @throws {Error} If an entry is neither an address nor a range. */
+  constructor(private readonly list: readonly string[]) {
+    this.#ranges = list.map(parseRange);
   }
 
   /** Whether an address is in one of the ranges; false if the text is not an address. */
@@ -163,18 +144,19 @@ export class AddressRanges {
   }
 }
 
-/** Parses a range: its first address and its prefix length in bits. Returns undefined if the text is not a range. */
-function parseRange(text: string): [ipaddr.IPv4 | ipaddr.IPv6, number] | undefined {
+/** @throws {Error} If the text is neither an address nor a range. */
+function parseRange(text: string): Range {
   const [, start = '', length] = /^([\da-f:.]+)(?:\/(\d{1,3}))?$/i.exec(text) ?? [];
   // An IPv4-mapped IPv6 address becomes IPv4, as the address of a peer does before it is compared.
-  const base = parseAddress(start);
-  if (base === undefined || (base instanceof ipaddr.IPv4 && /\d:\d+$/.test(start)))
-    return undefined;
+  const base = /\.\d+:/.test(start) ? undefined : parseAddress(start);
   const width = base instanceof ipaddr.IPv4 ? 32 : 128;
   // ::ffff:10.0.0.0/104 is the IPv6 spelling of 10.0.0.0/8.
   const shift = width === 32 && start.includes(':') ? 96 : 0;
   const bits = length === undefined ? width : Number(length) - shift;
-  return bits >= 0 && bits <= width ? [base, bits] : undefined;
+  if (base && bits >= 0 && bits <= width) return [base, bits];
+  throw new Error(
+    `${JSON.stringify(text)} is neither an address nor a range; expected ${RANGES_FORM}`,
+  );
 }
 
 /** How many requests are checked for signs that AMESH_TRUST_PROXY is set wrong. */

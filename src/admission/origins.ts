@@ -26,6 +26,16 @@ export function parseOrigin(text: string): string | undefined {
 }
 
 /**
+ * Reads an entry of AMESH_ALLOWED_ORIGINS.
+ * @throws {Error} If it is neither an origin nor `*`.
+ */
+export function parseAllowed(text: string): string {
+  const origin = text === '*' ? text : parseOrigin(text);
+  if (origin !== undefined) return origin;
+  throw new Error(`${JSON.stringify(text)} is not an origin; expected ${ORIGIN_FORM}`);
+}
+
+/**
  * The host in the address that the visitor's browser shows.
  * @param trusts Tells whether the proxy that sent the request is trusted. Called only if the proxy names a host.
  */

@@ -1,6 +1,5 @@
 /** `amesh-relay health`: asks the relay on this machine how it is. For health checks where there is no curl. */
-import { readArguments } from '../arguments.ts';
-import { connectable } from '../config.ts';
+import { connectable, readEnvironment, readFlags } from '../config.ts';
 
 /** In milliseconds. Together with the start of this process, well within two seconds. */
 const DEADLINE_MS = 1500;
@@ -11,7 +10,8 @@ export async function health(args: string[]): Promise<number> {
     .text()
     .catch(() => '');
   // The last of two equal flags counts.
-  const { host, port, tlsCertFile } = await readArguments([...flagsIn(started), ...args]);
+  const flags = await readFlags([...flagsIn(started), ...args]);
+  const { host, port, tlsCertFile } = readEnvironment(process.env, flags);
   if (port === 0) {
     process.stderr.write(
       'amesh-relay: port 0 means that the system chose one; give the port that the log says (PORT, --port)\n',

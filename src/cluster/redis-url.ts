@@ -56,19 +56,11 @@ function problemOf(text: string): string | undefined {
 export class RedisUrl {
   readonly #url: URL;
 
-  private constructor(text: string) {
-    this.#url = new URL(text);
-  }
-
-  /**
-   * Reads a URL.
-   * @returns What is wrong with it, and what is accepted, if it cannot be used. The text repeats no part that may be
-   *   a secret.
-   */
-  static parse(text: string): RedisUrl | string {
+  /** @throws {Error} If the URL cannot be used. The message repeats no part that may be a secret. */
+  constructor(text: string) {
     const problem = problemOf(text);
-    if (problem === undefined) return new RedisUrl(text);
-    return `not accepted, since ${problem}; expected ${REDIS_URL_FORM}`;
+    if (problem) throw new Error(`not accepted, since ${problem}; expected ${REDIS_URL_FORM}`);
+    this.#url = new URL(text);
   }
 
   /** With user and password, as ioredis takes it. */
@@ -105,10 +97,9 @@ export class RedisUrl {
  * @throws {RedisError}
  */
 export async function readRedisUrl(file: string): Promise<RedisUrl> {
-  const url = await readSecretFile(file).then(
-    (text) => RedisUrl.parse(text.trim()),
-    (error: Error) => error.message,
-  );
-  if (url instanceof RedisUrl) return url;
-  throw new RedisError(`REDIS_URL_FILE: ${file}: ${url}`);
+  try {
+    return new RedisUrl((await readSecretFile(file)).trim());
+  } catch (error) {
+    throw new RedisError(`REDIS_URL_FILE: ${file}: ${(error as Error).message}`);
+  }
 }
