@@ -24,8 +24,8 @@ interface About {
   accepts: string;
   /** The same for an option, if it differs from the environment variable. */
   optionAccepts?: string;
-  /** The default as written in the environment; empty if there is none. */
-  shownDefault: string;
+  /** The default as written in the environment, if there is one. */
+  shownDefault?: string;
   /** The least and the most in the environment, for numbers. */
   range?: string;
   /** Converts the text of the environment into the option's value. Default: the text itself. */
@@ -40,8 +40,8 @@ const KIB = 1024;
 const MIB = 1024 * KIB;
 const GIB = 1024 * MIB;
 
-/** A number; or the text itself if it is not one, which the schema then refuses. */
-const wholeNumber = (text: string): unknown => (/^\d{1,15}$/.test(text) ? Number(text) : text);
+/** A number; NaN, which the schema refuses, if the text is none. */
+const wholeNumber = (text: string): number => (/^\d{1,15}$/.test(text) ? Number(text) : NaN);
 
 /** A whole number in a range. With `z.int()` and two checks, thirty of these would add a millisecond to the start. */
 const whole = (min: number, max: number) =>
@@ -67,10 +67,7 @@ function seconds(normal: number, min: number, max: number, help: string) {
     optionAccepts: `whole milliseconds from ${min * 1000} to ${max * 1000}`,
     shownDefault: String(normal),
     range: `${min} to ${max}`,
-    fromText: (text) => {
-      const value = wholeNumber(text);
-      return typeof value === 'number' ? value * 1000 : value;
-    },
+    fromText: (text) => wholeNumber(text) * 1000,
   });
 }
 
@@ -78,22 +75,23 @@ function seconds(normal: number, min: number, max: number, help: string) {
 const fromFlag = (text: string): unknown =>
   /^(?:1|true|yes)$/i.test(text) ? true : /^(?:0|false|no)$/i.test(text) ? false : text;
 
-/** Converts a value with a function that throws if it does not accept it, with what the user is told. */
-function readBy<In, Out>(read: (value: In) => Out) {
-  return z.transform((value: In, { issues }): Out => {
+/** What a function makes of a value. The function throws if it does not accept it, with what the user is told. */
+function made<In extends z.ZodMiniType, Out>(from: In, make: (value: z.output<In>) => Out) {
+  const transform = z.transform((value: z.output<In>, { issues }): Out => {
     try {
-      return read(value);
+      return make(value);
     } catch (error) {
       issues.push({ code: 'custom', params: { says: (error as Error).message }, input: value });
       return z.NEVER;
     }
   });
+  return z.pipe(from, transform);
 }
 
 function file(help: string) {
   return z
     .optional(z.string().check(z.minLength(1)))
-    .register(about, { help, accepts: 'the path of a file', shownDefault: '' });
+    .register(about, { help, accepts: 'the path of a file' });
 }
 
 /** Splits a list with commas or blanks into an array, which is the form of a list as an option. */
@@ -117,56 +115,35 @@ const schema = z
     }),
     tlsCertFile: file('PEM file of the certificate chain, for TLS without a proxy.'),
     tlsKeyFile: file('PEM file of its private key; both or neither.'),
-    trustProxy: z
-      .pipe(
-        z._default(z.union([z.string(), z.boolean()]), '0'),
-        readBy((value: string | boolean) => parseProxyRule(String(value))),
-      )
-      .register(about, {
-        help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
-        accepts: PROXY_RULE_FORMS,
-        shownDefault: '0',
-      }),
+    trustProxy: made(z._default(z.union([z.string(), z.boolean()]), '0'), (value) =>
+      parseProxyRule(String(value)),
+    ).register(about, {
+      help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
+      accepts: PROXY_RULE_FORMS,
+      shownDefault: '0',
+    }),
     trustedProxies: z
-      .optional(
-        z.pipe(
-          z.array(z.string()).check(z.minLength(1)),
-          readBy((list: string[]) => new AddressRanges(list)),
-        ),
-      )
+      .optional(made(z.array(z.string()).check(z.minLength(1)), (list) => new AddressRanges(list)))
       .register(about, {
         help: 'The only proxies whose headers count: addresses and ranges. Unset: all.',
         accepts: RANGES_FORM,
         optionAccepts: 'an array of addresses and ranges, such as ["10.0.0.0/8", "2001:db8::1"]',
-        shownDefault: '',
         fromText: entries,
       }),
-    accessToken: z
-      .optional(
-        z.pipe(
-          z.string(),
-          readBy((text: string) => new AccessToken(text)),
-        ),
-      )
-      .register(about, {
-        help: 'Makes the relay [private](docs/private-relay.md): whoever uses it must bring this token.',
-        accepts: TOKEN_FORM,
-        shownDefault: '',
-        isSecret: true,
-      }),
+    accessToken: z.optional(made(z.string(), (text) => new AccessToken(text))).register(about, {
+      help: 'Makes the relay [private](docs/private-relay.md): whoever uses it must bring this token.',
+      accepts: TOKEN_FORM,
+      isSecret: true,
+    }),
     accessTokensFile: file('The same with a file of tokens, one a line.'),
-    allowedOrigins: z
-      .pipe(
-        z._default(z.array(z.string()), []),
-        readBy((list: string[]) => list.map(parseAllowed)),
-      )
-      .register(about, {
-        help: 'Origins of other web pages that may use the relay, or `*`.',
-        accepts: ORIGIN_FORM,
-        optionAccepts: 'an array of origins, such as ["https://app.example.com"], or ["*"]',
-        shownDefault: '',
-        fromText: entries,
-      }),
+    allowedOrigins: made(z._default(z.array(z.string()), []), (list) =>
+      list.map(parseAllowed),
+    ).register(about, {
+      help: 'Origins of other web pages that may use the relay, or `*`.',
+      accepts: ORIGIN_FORM,
+      optionAccepts: 'an array of origins, such as ["https://app.example.com"], or ["*"]',
+      fromText: entries,
+    }),
     sessionTtlMs: seconds(30, 5, 300, 'How long a code waits, and how long a pairing may take.'),
     drainMs: seconds(60, 0, 3600, 'How long a drain waits for pairings under way.'),
     idleMs: seconds(30, 1, 3600, 'How long a socket may do nothing (close code 4002).'),
@@ -196,19 +173,11 @@ const schema = z
     ),
     maxSessionFrames: integer(50_000, 100, 1e9, 'Frames of a session, both ways together.'),
     maxBacklogBytes: integer(MIB, KIB, GIB, 'Bytes that may wait for a socket that does not read.'),
-    redisUrl: z
-      .optional(
-        z.pipe(
-          z.string(),
-          readBy((text: string) => new RedisUrl(text)),
-        ),
-      )
-      .register(about, {
-        help: 'Redis or Valkey that instances share: [docs/scaling.md](docs/scaling.md).',
-        accepts: REDIS_URL_FORM,
-        shownDefault: '',
-        isSecret: true,
-      }),
+    redisUrl: z.optional(made(z.string(), (text) => new RedisUrl(text))).register(about, {
+      help: 'Redis or Valkey that instances share: [docs/scaling.md](docs/scaling.md).',
+      accepts: REDIS_URL_FORM,
+      isSecret: true,
+    }),
     redisUrlFile: file('A file with that URL, which may hold a password.'),
     redisPrefix: z
       ._default(z.string().check(z.regex(/^[\w:.{}/-]{1,64}$/)), 'amesh:')
@@ -240,13 +209,11 @@ const schema = z
     metricsPort: z.optional(whole(0, 65_535)).register(about, {
       help: 'Port for Prometheus (`/metrics`).',
       accepts: 'a whole number from 0 to 65535, or nothing for no metrics',
-      shownDefault: '',
       fromText: wholeNumber,
     }),
     metricsHost: z.optional(host).register(about, {
       help: 'Address for Prometheus; unset, `HOST`.',
       accepts: HOST_FORMS,
-      shownDefault: '',
     }),
   })
   // Settings that depend on each other. A name in braces is replaced by that setting's name as the user wrote it.
@@ -294,6 +261,8 @@ export type Config = Readonly<z.output<typeof schema>>;
 export interface Setting extends About {
   /** Its environment variable. */
   env: string;
+  /** Empty if there is no default. */
+  shownDefault: string;
 }
 
 /** Settings whose environment variables have common names. All other variables begin with `AMESH_`. */
@@ -315,7 +284,7 @@ const names = Object.keys(schema.shape) as SettingName[];
 export const settings = Object.fromEntries(
   names.map((name) => [
     name,
-    { env: environmentName(name), ...(about.get(schema.shape[name]) as About) },
+    { env: environmentName(name), shownDefault: '', ...about.get(schema.shape[name]) },
   ]),
 ) as Record<SettingName, Setting>;
 

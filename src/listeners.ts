@@ -5,24 +5,19 @@
 import type { BunServer } from './socket.ts';
 
 export class Listeners {
-  #newest: BunServer | undefined;
-  /** The one before it, as long as it listens too. */
-  #former: BunServer | undefined;
-  /** Those two, and all that still have sockets. */
+  /** The newest is the last. Those before it stay as long as they have sockets. */
   readonly #all = new Set<BunServer>();
 
   /** The newest takes the newcomers, on Linux all of them. */
   add(listener: BunServer): void {
-    this.#former = this.#newest;
-    this.#newest = listener;
     this.#all.add(listener);
   }
 
   /** Lets only the newest listen. Sockets of the others stay open, and their servers as long as they have any. */
   closeFormer(): void {
-    const former = this.#former;
-    this.#former = undefined;
-    void former?.stop().then(() => this.#all.delete(former));
+    for (const former of [...this.#all].slice(0, -1)) {
+      void former.stop().then(() => this.#all.delete(former));
+    }
   }
 
   /**

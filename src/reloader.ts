@@ -7,13 +7,10 @@ export class Reloader {
   #isReading = false;
 
   /** @param kept Follows each problem in the log, and says what stays in use. */
-  constructor(
-    private readonly log: Log,
-    private readonly kept: string,
-  ) {}
+  constructor(private readonly kept: string) {}
 
   /** Runs a read. If it fails, it logs one warning, not one for each read that fails in the same way. */
-  async run(read: () => Promise<void>): Promise<void> {
+  async run(log: Log, read: () => Promise<void>): Promise<void> {
     // If the file system hangs, only one read waits, instead of one more each time.
     if (this.#isReading) return;
     this.#isReading = true;
@@ -22,7 +19,7 @@ export class Reloader {
       this.#problem = undefined;
     } catch (error) {
       const problem = (error as Error).message;
-      if (problem !== this.#problem) this.log.warn(`${problem}. ${this.kept}`);
+      if (problem !== this.#problem) log.warn(`${problem}. ${this.kept}`);
       this.#problem = problem;
     } finally {
       this.#isReading = false;

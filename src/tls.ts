@@ -1,22 +1,16 @@
 /** The certificate and key of a relay that speaks TLS itself, and their renewal. Loaded only where they are set. */
 import { createPrivateKey, X509Certificate } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
 import { createSecureContext } from 'node:tls';
 import type { Log } from './observe/log.ts';
 import { TlsError } from './relay.ts';
 import { Reloader } from './reloader.ts';
 
-/** How often a certificate that is about to end is warned of, in milliseconds: once a day. */
-const WARN_EVERY_MS = 86_400_000;
+const DAY_MS = 86_400_000;
 
-/** What the files hold, as Bun takes it. */
+/** What the files hold, as Bun takes it, and when the certificate is valid, in milliseconds of Unix time. */
 export interface TlsFiles {
   cert: string;
   key: string;
-}
-
-/** When a certificate is valid, in milliseconds of Unix time. */
-interface Validity {
   from: number;
   to: number;
 }
@@ -26,20 +20,16 @@ interface Validity {
  * not matter how a renewal puts them there: written in place, renamed, or behind a symbolic link that now leads elsewhere.
  */
 export class Certificate {
-  /** What was last said of the certificate's end, and when. */
-  #warned: { message: string; at: number } | undefined;
-  readonly #reloader: Reloader;
+  /** What was last said of the certificate's end, and on which day before it. */
+  #said = '';
+  readonly #reloader = new Reloader('The certificate read before stays in service');
 
   private constructor(
-    private readonly certFile: string,
-    private readonly keyFile: string,
+    private readonly read: () => Promise<TlsFiles>,
     private readonly log: Log,
     /** The pair in service. */
     public files: TlsFiles,
-    private validity: Validity,
-  ) {
-    this.#reloader = new Reloader(log, 'The certificate read before stays in service');
-  }
+  ) {}
 
   /**
    * @param certFile The path from TLS_CERT_FILE.
@@ -53,16 +43,15 @@ export class Certificate {
     log: Log,
     now: number,
   ): Promise<Certificate> {
-    const files = await readFiles(certFile, keyFile);
-    const validity = checkFiles(files, certFile, keyFile);
-    const certificate = new Certificate(certFile, keyFile, log, files, validity);
+    const read = (): Promise<TlsFiles> => readPair(certFile, keyFile);
+    const certificate = new Certificate(read, log, await read());
     certificate.#warnOfEnd(now);
     return certificate;
   }
 
   /** When the certificate in service ends, in seconds of Unix time. */
   get notAfter(): number {
-    return this.validity.to / 1000;
+    return this.files.to / 1000;
   }
 
   /**
@@ -72,33 +61,33 @@ export class Certificate {
    * @param serve Listens with the pair. Where it throws, the old one stays.
    */
   async renew(now: number, serve: (files: TlsFiles) => void): Promise<void> {
-    await this.#reloader.run(async () => {
-      const files = await readFiles(this.certFile, this.keyFile);
+    await this.#reloader.run(this.log, async () => {
+      const files = await this.read();
       if (Bun.deepEquals(files, this.files)) return;
-      const validity = checkFiles(files, this.certFile, this.keyFile);
       serve(files);
       this.files = files;
-      this.validity = validity;
-      this.#warned = undefined;
-      const notAfter = new Date(validity.to).toISOString();
-      this.log.info('the certificate has changed', { notAfter });
+      this.log.info('the certificate has changed', { notAfter: dateOf(files) });
     });
     this.#warnOfEnd(now);
   }
 
+  /** Warns once a day, and at once of a renewed pair. */
   #warnOfEnd(now: number): void {
-    const { validity } = this;
-    const message = endWarning(validity, now);
-    const isSaid =
-      this.#warned?.message === message && now - (this.#warned?.at ?? 0) < WARN_EVERY_MS;
-    if (isSaid) return;
-    this.#warned = message === undefined ? undefined : { message, at: now };
-    if (message) this.log.warn(message, { notAfter: new Date(validity.to).toISOString() });
+    const { to } = this.files;
+    const warning = endWarning(this.files, now);
+    const said = `${warning} ${to} ${Math.ceil((to - now) / DAY_MS)}`;
+    if (warning && said !== this.#said) this.log.warn(warning, { notAfter: dateOf(this.files) });
+    this.#said = said;
   }
 }
 
+const dateOf = ({ to }: TlsFiles): string => new Date(to).toISOString();
+
 /** What there is to say about a certificate's end; undefined while a third of its life or more is left. */
-export function endWarning({ from, to }: Validity, now: number): string | undefined {
+export function endWarning(
+  { from, to }: Pick<TlsFiles, 'from' | 'to'>,
+  now: number,
+): string | undefined {
   if (now >= to) return 'the certificate has ended, and clients refuse it: renew it';
   if (to - now < (to - from) / 3) {
     return 'the certificate ends soon, with less than a third of its life left: see that it is renewed';
@@ -106,49 +95,42 @@ export function endWarning({ from, to }: Validity, now: number): string | undefi
   return undefined;
 }
 
-async function readFiles(certFile: string, keyFile: string): Promise<TlsFiles> {
-  return { cert: await read('TLS_CERT_FILE', certFile), key: await read('TLS_KEY_FILE', keyFile) };
-}
-
 /**
- * Makes sure that Bun can serve with what the files hold, PEM each: its own errors name neither file nor setting.
- * @returns When the certificate is valid.
+ * Reads the files, and makes sure that Bun can serve with what they hold, PEM each: its own errors name neither file nor
+ * setting.
  * @throws {TlsError}
  */
-function checkFiles({ cert, key }: TlsFiles, certFile: string, keyFile: string): Validity {
-  const certificate = parse(
-    'TLS_CERT_FILE',
-    certFile,
-    'certificate',
-    () => new X509Certificate(cert),
-  );
-  const privateKey = parse('TLS_KEY_FILE', keyFile, 'private key without a passphrase', () =>
-    createPrivateKey(key),
-  );
+async function readPair(certFile: string, keyFile: string): Promise<TlsFiles> {
+  const [ofCert, ofKey] = [`TLS_CERT_FILE: ${certFile}`, `TLS_KEY_FILE: ${keyFile}`];
+  const cert = await read(ofCert, certFile);
+  const key = await read(ofKey, keyFile);
+  const certificate = parse(ofCert, 'certificate', () => new X509Certificate(cert));
+  const privateKey = parse(ofKey, 'private key without a passphrase', () => createPrivateKey(key));
   if (!certificate.checkPrivateKey(privateKey)) {
     throw new TlsError(
-      `TLS_KEY_FILE: ${keyFile} is not the key of the certificate in ${certFile} (TLS_CERT_FILE); expected a pair, the server's own certificate first`,
+      `${ofKey} is not the key of the certificate in ${certFile} (TLS_CERT_FILE); expected a pair, the server's own certificate first`,
     );
   }
-  parse('TLS_CERT_FILE', certFile, 'certificate chain', () => createSecureContext({ cert, key }));
+  parse(ofCert, 'certificate chain', () => createSecureContext({ cert, key }));
   const { validFromDate, validToDate } = certificate;
-  return { from: validFromDate.getTime(), to: validToDate.getTime() };
+  return { cert, key, from: validFromDate.getTime(), to: validToDate.getTime() };
 }
 
-async function read(setting: string, file: string): Promise<string> {
+/** @param label The setting and the file, for the error. */
+async function read(label: string, file: string): Promise<string> {
   try {
-    return await readFile(file, 'utf8');
+    return await Bun.file(file).text();
   } catch (error) {
     throw new TlsError(
-      `${setting}: ${file} can't be read (${(error as NodeJS.ErrnoException).code}); expected a PEM file that this user may read`,
+      `${label} can't be read (${(error as NodeJS.ErrnoException).code}); expected a PEM file that this user may read`,
     );
   }
 }
 
-function parse<T>(setting: string, file: string, what: string, take: () => T): T {
+function parse<T>(label: string, what: string, take: () => T): T {
   try {
     return take();
   } catch {
-    throw new TlsError(`${setting}: ${file} holds no ${what} that can be read; expected PEM`);
+    throw new TlsError(`${label} holds no ${what} that can be read; expected PEM`);
   }
 }

@@ -82,27 +82,19 @@ function callerAt(text: string, source: string): Caller | undefined {
   return { client: `${network.join(':')}::/64`, address, source };
 }
 
-/** One entry of a list with commas: the first, or the n-th from the right. A long list is not split as a whole. */
-function entryOf(list: string, fromRight: number | undefined): string | undefined {
-  if (fromRight === undefined) return list.split(',', 1)[0];
-  let end = list.length;
-  for (let i = 1; i < fromRight; i += 1) {
-    end = list.lastIndexOf(',', end - 1);
-    if (end <= 0) return undefined;
-  }
-  return list.slice(list.lastIndexOf(',', end - 1) + 1, end);
-}
+/** Every rule but that of the TCP peer. */
+type HeaderRule = Exclude<ProxyRule, { by: 'peer' }>;
+
+const headerOf = (rule: HeaderRule): string =>
+  rule.by === 'header' ? rule.header : 'x-forwarded-for';
 
 /** The caller in the header that the rule names; undefined if the header is missing or has no valid address. */
-function fromHeaders(
-  rule: Exclude<ProxyRule, { by: 'peer' }>,
-  headers: Headers,
-): Caller | undefined {
-  const name = rule.by === 'header' ? rule.header : 'x-forwarded-for';
+function fromHeaders(rule: HeaderRule, headers: Headers): Caller | undefined {
+  const name = headerOf(rule);
   const value = headers.get(name);
   if (value === null) return undefined;
-  const entry =
-    rule.by === 'header' ? value : entryOf(value, rule.by === 'hops' ? rule.hops : undefined);
+  const entries = rule.by === 'header' ? [value] : value.split(',');
+  const entry = entries.at(rule.by === 'hops' ? -rule.hops : 0);
   return entry === undefined ? undefined : callerAt(entry.trim(), name);
 }
 
@@ -159,36 +151,32 @@ function parseRange(text: string): Range {
   );
 }
 
-/** How many requests are checked for signs that AMESH_TRUST_PROXY is set wrong. */
+/** How many requests are checked for the header of a proxy that AMESH_TRUST_PROXY does not name. */
 const MAX_CHECKS = 1000;
 
 export class CallerResolver {
-  readonly #rule: ProxyRule;
-  readonly #warn: (message: string) => void;
-  readonly #proxies: AddressRanges | undefined;
   #checksLeft = MAX_CHECKS;
-  #hasWarnedOfUntrusted = false;
+  /** The warnings so far, since each is given once. */
+  readonly #given = new Set<string>();
 
   /**
    * @param warn Gets a warning at most once if AMESH_TRUST_PROXY seems to be set wrong, and at most once if a header
    *   comes from a peer that is not one of `proxies`. The warnings contain no address.
    * @param proxies The proxies whose headers are trusted. Default: all.
    */
-  constructor(rule: ProxyRule, warn: (message: string) => void, proxies?: AddressRanges) {
-    this.#rule = rule;
-    this.#warn = warn;
-    this.#proxies = proxies;
-  }
+  constructor(
+    private readonly rule: ProxyRule,
+    private readonly warn: (message: string) => void,
+    private readonly proxies?: AddressRanges,
+  ) {}
 
   /**
    * Whether the proxy headers of a request (the visitor's address, host and scheme) are trusted.
    * @param peerOf As in {@link resolve}.
    */
   trusts(peerOf: () => string | undefined): boolean {
-    if (this.#rule.by === 'peer') return false;
-    if (this.#proxies === undefined) return true;
-    const peer = peerOf();
-    return peer !== undefined && this.#proxies.has(peer);
+    if (this.rule.by === 'peer') return false;
+    return this.proxies === undefined || this.proxies.has(peerOf() ?? '');
   }
 
   /**
@@ -197,40 +185,39 @@ export class CallerResolver {
    * @param peerOf Returns the address of the TCP connection, undefined if that is closed. Called only if needed.
    */
   resolve(request: { readonly headers: Headers }, peerOf: () => string | undefined): Caller {
-    const rule = this.#rule;
-    const named = rule.by === 'peer' ? undefined : fromHeaders(rule, request.headers);
-    const isUntrusted = this.#proxies !== undefined && !this.trusts(peerOf);
-    if (named && !isUntrusted) return named;
-    if (named) this.#warnOfUntrusted(named.source);
-    else if (this.#checksLeft > 0 && !isUntrusted) this.#checkRule(request.headers);
-    const peer = peerOf();
-    const found = peer === undefined ? undefined : callerAt(peer, 'peer');
+    const { rule } = this;
+    if (rule.by === 'peer') {
+      if (this.#checksLeft > 0) this.#lookForProxy(request.headers);
+    } else {
+      const named = fromHeaders(rule, request.headers);
+      const isTrusted = this.trusts(peerOf);
+      if (named && isTrusted) return named;
+      if (named) {
+        this.#warnOnce(
+          `a request carries ${named.source}, but comes from none of AMESH_TRUSTED_PROXIES: the header is ignored, and the TCP peer counts as the client`,
+        );
+      } else if (isTrusted) {
+        this.#warnOnce(
+          `a request carries no usable ${headerOf(rule)}, though AMESH_TRUST_PROXY trusts it: the TCP peer counts as the client`,
+        );
+      }
+    }
+    const found = callerAt(peerOf() ?? '', 'peer');
     return found ?? { client: 'unknown', address: 'unknown', source: 'peer' };
   }
 
-  #warnOfUntrusted(header: string): void {
-    if (this.#hasWarnedOfUntrusted) return;
-    this.#hasWarnedOfUntrusted = true;
-    this.#warn(
-      `a request carries ${header}, but comes from none of AMESH_TRUSTED_PROXIES: the header is ignored, and the TCP peer counts as the client`,
+  #lookForProxy(headers: Headers): void {
+    this.#checksLeft -= 1;
+    const header = PROXY_HEADERS.find((name) => headers.has(name));
+    if (header === undefined) return;
+    this.#checksLeft = 0;
+    this.warn(
+      `a request carries ${header}, but AMESH_TRUST_PROXY is not set: behind a proxy all clients count as one`,
     );
   }
 
-  #checkRule(headers: Headers): void {
-    const rule = this.#rule;
-    if (rule.by === 'peer') {
-      this.#checksLeft -= 1;
-      const header = PROXY_HEADERS.find((name) => headers.has(name));
-      if (header === undefined) return;
-      this.#checksLeft = 0;
-      this.#warn(
-        `a request carries ${header}, but AMESH_TRUST_PROXY is not set: behind a proxy all clients count as one`,
-      );
-    } else {
-      this.#checksLeft = 0;
-      this.#warn(
-        `a request carries no usable ${rule.by === 'header' ? rule.header : 'x-forwarded-for'}, though AMESH_TRUST_PROXY trusts it: the TCP peer counts as the client`,
-      );
-    }
+  #warnOnce(message: string): void {
+    if (!this.#given.has(message)) this.warn(message);
+    this.#given.add(message);
   }
 }

@@ -31,24 +31,25 @@ const TOO_MANY: Refused = {
 };
 
 export class AccessTokens {
-  #tokens: readonly AccessToken[] = [];
+  #tokens: readonly AccessToken[];
   /** The hash of the file's text. A file that was broken has none, so that it counts as changed when it is mended. */
   #digest: string | undefined;
-  readonly #reloader: Reloader;
+  readonly #reloader = new Reloader('The tokens read before stay valid');
 
   private constructor(
-    private readonly own: AccessToken | undefined,
+    /** The token that does not come from the file, if there is one. */
+    private readonly own: readonly AccessToken[],
     private readonly file: string | undefined,
     private readonly log: Log,
     private readonly onNames: (names: string[]) => void,
   ) {
-    this.#reloader = new Reloader(log, 'The tokens read before stay valid');
+    this.#tokens = own;
   }
 
   /**
    * @param token From AMESH_ACCESS_TOKEN.
    * @param file The path from AMESH_ACCESS_TOKENS_FILE.
-   * @param onNames Called with the names of the tokens, at once and after each change.
+   * @param onNames Called with the names of the tokens once the file is read, and after each change.
    * @returns The tokens; undefined if none are configured, so that the relay is open to everyone.
    * @throws {TokensError} When the file cannot be used.
    */
@@ -59,7 +60,7 @@ export class AccessTokens {
     onNames: (names: string[]) => void,
   ): Promise<AccessTokens | undefined> {
     if (!token && file === undefined) return undefined;
-    const tokens = new AccessTokens(token, file, log, onNames);
+    const tokens = new AccessTokens(token ? [token] : [], file, log, onNames);
     await tokens.#readFile();
     return tokens;
   }
@@ -94,8 +95,7 @@ export class AccessTokens {
    * and one warning is logged. Open sockets are not affected.
    */
   async reload(): Promise<void> {
-    if (this.file === undefined) return;
-    await this.#reloader.run(async () => {
+    await this.#reloader.run(this.log, async () => {
       if (await this.#readFile()) {
         this.log.info('the access tokens have changed', { tokens: this.#tokens.length });
       }
@@ -104,14 +104,14 @@ export class AccessTokens {
 
   /** @returns Whether the file has changed since the last read. */
   async #readFile(): Promise<boolean> {
-    const own = this.own ? [this.own] : [];
+    if (this.file === undefined) return false;
     const before = this.#digest;
     this.#digest = undefined;
     try {
-      const text = this.file === undefined ? '' : await readSecretFile(this.file);
+      const text = await readSecretFile(this.file);
       const digest = Bun.SHA256.hash(text, 'hex');
       if (digest !== before) {
-        this.#tokens = this.file === undefined ? own : [...own, ...parseTokens(text)];
+        this.#tokens = [...this.own, ...parseTokens(text)];
         this.onNames(this.#tokens.map(({ name }) => name));
       }
       this.#digest = digest;
