@@ -10,8 +10,7 @@ import {
   unknownSettings,
 } from './config.ts';
 import { createLog, isTerminal, type Log } from './observe/log.ts';
-import type { RelayAddress } from './relay.ts';
-import type { Outcome, Stats } from './observe/stats.ts';
+import type { Outcome } from './observe/stats.ts';
 import { RelayServer } from './server.ts';
 
 const FAILURE = 1;
@@ -52,31 +51,39 @@ async function serve(args: string[]): Promise<void> {
     );
     drain = false;
   });
-  const address = await relay.start();
+  const { url } = await relay.start();
   isListening = true;
-  announce(log, config, address, relay.metricsPort, flags);
-  if (isTerminal()) logPairings(log, relay.sockets.stats);
+  if (isTerminal()) tellPeople(log, config, relay, url, flags);
+  else log.info('settings', config);
   const unknown = unknownSettings(process.env);
   if (unknown.length > 0) log.warn('unknown AMESH_ variables, ignored', { names: unknown });
 }
 
-/** For people at a terminal: logs a line when a pairing begins and when it ends. */
-function logPairings(log: Log, stats: Stats): void {
-  stats.onBegun.push((waitedMs) => {
-    log.info('two devices have met', { after: `${(waitedMs / 1000).toFixed(1)} s` });
-  });
-  stats.onEnded.push((lastedMs, outcome) => {
-    log.info(`their pairing ${ENDINGS[outcome]}`, {
-      after: `${(lastedMs / 1000).toFixed(1)} s`,
-    });
-  });
+/** For people at a terminal: the page's URL, the settings that they changed, and a line when a pairing begins or ends. */
+function tellPeople(
+  log: Log,
+  config: Config,
+  { metricsPort, sockets }: RelayServer,
+  url: string,
+  flags: Flags,
+): void {
+  const page = url.replace(/^ws/, 'http').slice(0, -'ws'.length);
+  if (config.page) log.info(`See it and try it in a browser: ${page}`);
+  if (metricsPort !== undefined) log.info('metrics are on', { port: metricsPort });
+  const changed = changedSettings(process.env, flags);
+  if (Object.keys(changed).length > 0) log.info('settings that you changed', changed);
+  const after = (ms: number) => ({ after: `${(ms / 1000).toFixed(1)} s` });
+  sockets.stats.onBegun.push((ms) => log.info('two devices have met', after(ms)));
+  sockets.stats.onEnded.push((ms, outcome) =>
+    log.info(`their pairing ${ENDINGS[outcome]}`, after(ms)),
+  );
 }
 
-const ENDINGS = {
+const ENDINGS: Record<Outcome, string> = {
   completed: 'is complete',
   expired: 'ran out of time',
   abandoned: 'ended early',
-} satisfies Record<Outcome, string>;
+};
 
 /** Calls `stop` at each SIGTERM, SIGINT and SIGHUP. Ignores SIGUSR1 and SIGUSR2, which would end the process. */
 function onSignals(stop: () => void): void {
@@ -94,25 +101,6 @@ async function ignoresHangup(): Promise<boolean> {
     .catch(() => '');
   const mask = /^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? '0';
   return (BigInt(`0x${mask}`) & 1n) === 1n;
-}
-
-/** Logs the settings: all of them for machines; for people only the page's URL and the settings that they changed. */
-function announce(
-  log: Log,
-  config: Config,
-  { url }: RelayAddress,
-  metrics: number | undefined,
-  flags: Flags,
-): void {
-  if (!isTerminal()) {
-    log.info('settings', config);
-    return;
-  }
-  const page = url.replace(/^ws/, 'http').slice(0, -'ws'.length);
-  if (config.page) log.info(`See it and try it in a browser: ${page}`);
-  if (metrics !== undefined) log.info('metrics are on', { port: metrics });
-  const changed = changedSettings(process.env, flags);
-  if (Object.keys(changed).length > 0) log.info('settings that you changed', changed);
 }
 
 async function main(args: string[]): Promise<void> {

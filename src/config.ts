@@ -266,16 +266,12 @@ export interface Setting extends About {
 }
 
 /** Settings whose environment variables have common names. All other variables begin with `AMESH_`. */
-const COMMON_NAMES = new Set(
-  'port host tlsCertFile tlsKeyFile redisUrl redisUrlFile logLevel metricsPort metricsHost'.split(
-    ' ',
-  ),
-);
+const COMMON_NAMES = /^(?:port|host|tls\w+|redisUrl\w*|logLevel|metrics\w+)$/;
 
 function environmentName(option: string): string {
   if (option === 'sessionTtlMs') return 'AMESH_SESSION_TTL';
   const name = option.replace(/Ms$/, 'Seconds').replaceAll(/[A-Z]/g, '_$&').toUpperCase();
-  return COMMON_NAMES.has(option) ? name : `AMESH_${name}`;
+  return COMMON_NAMES.test(option) ? name : `AMESH_${name}`;
 }
 
 const names = Object.keys(schema.shape) as SettingName[];
@@ -365,12 +361,10 @@ export function changedSettings(
 
 /** Environment variables that look like settings of the relay but are not: most likely misspelt. */
 export function unknownSettings(environment: Record<string, string | undefined>): string[] {
-  // The first two belong to the amesh command line.
-  const known = ['AMESH_RELAY_URL', 'AMESH_BOOTSTRAP_TOKEN'];
-  known.push(...names.map((name) => settings[name].env));
-  return Object.keys(environment).filter(
-    (name) => name.startsWith('AMESH_') && !known.includes(name),
-  );
+  const known = new Set(names.map((name) => settings[name].env));
+  // These belong to the amesh command line.
+  known.add('AMESH_RELAY_URL').add('AMESH_BOOTSTRAP_TOKEN');
+  return Object.keys(environment).filter((name) => name.startsWith('AMESH_') && !known.has(name));
 }
 
 /** The host for a URL with which a program on this machine reaches the relay. `::` accepts IPv4 even without IPv6. */

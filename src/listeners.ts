@@ -4,19 +4,12 @@
  */
 import type { BunServer } from './socket.ts';
 
-export class Listeners {
-  /** The newest is the last. Those before it stay as long as they have sockets. */
-  readonly #all = new Set<BunServer>();
-
-  /** The newest takes the newcomers, on Linux all of them. */
-  add(listener: BunServer): void {
-    this.#all.add(listener);
-  }
-
+/** The newest is the last to be added: it takes the newcomers, on Linux all of them. */
+export class Listeners extends Set<BunServer> {
   /** Lets only the newest listen. Sockets of the others stay open, and their servers as long as they have any. */
   closeFormer(): void {
-    for (const former of [...this.#all].slice(0, -1)) {
-      void former.stop().then(() => this.#all.delete(former));
+    for (const former of [...this].slice(0, -1)) {
+      void former.stop().then(() => this.delete(former));
     }
   }
 
@@ -26,6 +19,6 @@ export class Listeners {
    * @returns When all sockets are gone.
    */
   async stop(force = false): Promise<void> {
-    await Promise.all([...this.#all].map((listener) => listener.stop(force)));
+    await Promise.all([...this].map((listener) => listener.stop(force)));
   }
 }

@@ -53,13 +53,11 @@ export class ListenError extends Error {
 /** A certificate or a key that can't be used. The message names the setting, the file and what is wrong with it. */
 export class TlsError extends Error {
   override name = 'TlsError';
-  /** For programs that tell errors apart. */
   readonly code = 'ERR_RELAY_TLS';
 }
 
 /** A file of access tokens that can't be used. The message names the setting, the file and what is wrong with it. */
 export class TokensError extends Error {
   override name = 'TokensError';
-  /** For programs that tell errors apart. */
   readonly code = 'ERR_RELAY_TOKENS';
 }

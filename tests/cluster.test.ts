@@ -738,7 +738,7 @@ describe.skipIf(!redisServer)('an instance', () => {
     );
     await within(stopped, 'the drain to end');
     const { stats } = a.sockets;
-    expect(stats.completed + b.sockets.stats.completed).toBe(100);
+    expect(stats.ended.completed + b.sockets.stats.ended.completed).toBe(100);
     const next = await startInstances(redis, 1, generous);
     await pairAcross(next[0] as TestRelay, b);
   }, 20_000);

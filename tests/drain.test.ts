@@ -116,9 +116,7 @@ describe('a drain', () => {
     await within(stopped, 'the drain to end');
     expect(relay.sockets.stats).toMatchObject({
       begun: 200,
-      completed: 200,
-      abandoned: 0,
-      expired: 0,
+      ended: { completed: 200, abandoned: 0, expired: 0 },
     });
   });
 });

@@ -49,7 +49,11 @@ test.skipIf(!python)('pair.py pairs two processes', async () => {
   const controller = await told(pair('connect', relay.url, shown.slice(5, 11)));
   expect(controller).toEqual({ out: 'received hello from the target\n', problem: '', code: 0 });
   expect(await within(target.exited, 'the target')).toBe(0);
-  expect(relay.sockets.stats).toMatchObject({ opened: 1, begun: 1, completed: 1, abandoned: 0 });
+  expect(relay.sockets.stats).toMatchObject({
+    opened: 1,
+    begun: 1,
+    ended: { completed: 1, abandoned: 0 },
+  });
 });
 
 test.skipIf(!python)('pair.py says why it gave up', async () => {

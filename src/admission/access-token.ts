@@ -42,10 +42,6 @@ export class AccessToken {
     return crypto.timingSafeEqual(this.#digest, digest);
   }
 
-  equals(other: AccessToken): boolean {
-    return this.has(other.#digest);
-  }
-
   toJSON(): string {
     return '(secret)';
   }
@@ -56,39 +52,27 @@ export class AccessToken {
  * @throws {Error} With the number of the wrong line and what is wrong with it. It never contains the line's text.
  */
 export function parseTokens(text: string): AccessToken[] {
-  const tokens: AccessToken[] = [];
-  for (const [i, whole] of text.split('\n').entries()) {
-    const line = whole.trim();
-    if (line === '' || line.startsWith('#')) continue;
-    const words = line.split(/\s+/).reverse();
-    const problem = problemOfLine(words);
-    if (problem) {
-      throw new Error(
-        `line ${i + 1}: ${problem}; expected [NAME ]TOKEN, the token of ${TOKEN_FORM}`,
-      );
-    }
-    const token = new AccessToken(...(words as [string, string?]));
-    if (tokens.some((earlier) => earlier.equals(token))) {
-      throw new Error(`line ${i + 1}: the token is already in an earlier line`);
-    }
-    if (tokens.length === MAX_TOKENS) {
-      throw new Error(`line ${i + 1}: there are more than ${MAX_TOKENS} tokens`);
-    }
-    tokens.push(token);
+  const tokens = new Map<string, AccessToken>();
+  for (const [i, line] of text.split('\n').entries()) {
+    const [token = '', name, ...others] = line.trim().split(/\s+/).reverse();
+    if (token === '' || line.trim().startsWith('#')) continue;
+    const refuse = (problem: string) => new Error(`line ${i + 1}: ${problem}`);
+    const problem =
+      others.length > 0 ? 'there are more than two words' : (nameProblem(name) ?? problemOf(token));
+    if (problem) throw refuse(`${problem}; expected [NAME ]TOKEN, the token of ${TOKEN_FORM}`);
+    if (tokens.has(token)) throw refuse('the token is already in an earlier line');
+    if (tokens.size === MAX_TOKENS) throw refuse(`there are more than ${MAX_TOKENS} tokens`);
+    tokens.set(token, new AccessToken(token, name));
   }
-  if (tokens.length === 0) {
+  if (tokens.size === 0) {
     throw new Error(`it contains no token; expected one per line, each of ${TOKEN_FORM}`);
   }
-  return tokens;
+  return [...tokens.values()];
 }
 
-/** @param words Of a line, the last first. */
-function problemOfLine([token = '', name = UNNAMED, ...others]: string[]): string | undefined {
-  if (others.length > 0) return 'there are more than two words';
+function nameProblem(name = UNNAMED): string | undefined {
   if (!/^[\w.-]{1,64}$/.test(name)) return 'the name has a character other than A-Z a-z 0-9 . - _';
   // If the two are swapped, the log would show the token as a name, and the name would be an easily guessed token.
-  if (problemOf(name) === undefined) {
-    return `the name could be a token itself; give it fewer than ${MIN_LENGTH} characters, or a dot`;
-  }
-  return problemOf(token);
+  if (problemOf(name)) return undefined;
+  return `the name could be a token itself; give it fewer than ${MIN_LENGTH} characters, or a dot`;
 }

@@ -25,10 +25,7 @@ export function parseOrigin(text: string): string | undefined {
   return `${protocol}//${known}`.toLowerCase();
 }
 
-/**
- * Reads an entry of AMESH_ALLOWED_ORIGINS.
- * @throws {Error} If it is neither an origin nor `*`.
- */
+/** An entry of AMESH_ALLOWED_ORIGINS. @throws {Error} If it is neither an origin nor `*`. */
 export function parseAllowed(text: string): string {
   const origin = text === '*' ? text : parseOrigin(text);
   if (origin !== undefined) return origin;

@@ -42,10 +42,7 @@ function standardOutput(): LogFunction {
       const flushed = writer.flush();
       if (!(flushed instanceof Promise)) return;
       isFlushed = false;
-      const ready = (): void => {
-        isFlushed = true;
-      };
-      flushed.then(ready, ready);
+      void Promise.allSettled([flushed]).then(() => (isFlushed = true));
     } catch {
       dropped += 1;
     }
@@ -65,10 +62,7 @@ export function jsonLine(level: EventLevel, msg: string, fields: Fields): string
   return `${JSON.stringify({ time: new Date().toISOString(), level, msg, ...fields })}\n`;
 }
 
-const COLOURS = { debug: '2', info: '', warn: '33', error: '31' } satisfies Record<
-  EventLevel,
-  string
->;
+const COLOURS: Record<EventLevel, string> = { debug: '2', info: '', warn: '33', error: '31' };
 
 /** The only fields of these events that are shown at a terminal. Their other fields repeat the same for machines. */
 const FOR_PEOPLE: Record<string, string[]> = { listening: ['websocket', 'families', 'version'] };
@@ -92,6 +86,5 @@ export function humanLine(
 
 function inWords(value: unknown): string {
   if (typeof value === 'string') return value;
-  const isList = Array.isArray(value) && value.every((entry) => typeof entry === 'string');
-  return isList ? value.join(' and ') : JSON.stringify(value);
+  return Array.isArray(value) ? value.join(' and ') : JSON.stringify(value);
 }

@@ -54,11 +54,7 @@ export function createRegistry(sockets: Sockets): Registry {
   );
   counter('sessions_opened_total', 'Sessions opened by a listen.', () => stats.opened);
   counter('pairings_begun_total', 'Sessions that a controller joined.', () => stats.begun);
-  const ended = (): Values => {
-    const { completed, expired, abandoned } = stats;
-    return { completed, expired, abandoned };
-  };
-  counter('sessions_ended_total', 'Sessions ended, by outcome.', ended, 'outcome');
+  counter('sessions_ended_total', 'Sessions ended, by outcome.', () => stats.ended, 'outcome');
   counter('frames_forwarded_total', 'Data frames forwarded.', () => stats.framesForwarded);
   counter('forwarded_bytes_total', 'Payload bytes forwarded.', () => stats.bytesForwarded);
   counter(

@@ -2,7 +2,10 @@
 import { UNNAMED } from '../admission/access-token.ts';
 import { errorCodes, rejectReasons, type RejectReason } from '../wire/codes.ts';
 
-/** How a session ends. */
+/**
+ * How a session ends: `completed` with `done`, or after data had gone both ways; `expired` when its time was over;
+ * `abandoned` in any other way: a peer left early, a limit was reached, or an instance was lost.
+ */
 export type Outcome = 'completed' | 'expired' | 'abandoned';
 
 export class Stats {
@@ -13,12 +16,8 @@ export class Stats {
   opened = 0;
   /** Sessions that a controller joined. */
   begun = 0;
-  /** Sessions that ended with `done`, or after data had gone both ways. */
-  completed = 0;
-  /** Sessions whose time was over. */
-  expired = 0;
-  /** Sessions that ended in any other way: a peer left early, a limit was reached, or an instance was lost. */
-  abandoned = 0;
+  /** Sessions that ended. */
+  readonly ended = zeroes<Outcome>(['completed', 'expired', 'abandoned']);
   /** Refusals, by the error code or reason that the client got. */
   readonly refusals = zeroes<RejectReason>([
     ...(Object.keys(errorCodes) as RejectReason[]),
@@ -69,9 +68,9 @@ export class Stats {
   #total(): Record<string, number> {
     return {
       connections: this.connectionsAccepted,
-      pairings: this.completed,
-      expired: this.expired,
-      abandoned: this.abandoned,
+      pairings: this.ended.completed,
+      expired: this.ended.expired,
+      abandoned: this.ended.abandoned,
       bootstraps: this.bootstraps.acknowledged,
       frames: this.framesForwarded,
       bytes: this.bytesForwarded,
@@ -84,8 +83,5 @@ export class Stats {
 const sum = (counts: Record<string, number>): number =>
   Object.values(counts).reduce((total, count) => total + count, 0);
 
-function zeroes<K extends string>(keys: readonly K[]): Record<K, number> {
-  const counts = {} as Record<K, number>;
-  for (const key of keys) counts[key] = 0;
-  return counts;
-}
+const zeroes = <K extends string>(keys: readonly K[]): Record<K, number> =>
+  Object.fromEntries(keys.map((key) => [key, 0])) as Record<K, number>;

@@ -186,7 +186,7 @@ export class Sessions {
 
   end(session: Session, outcome: Outcome, now: number): void {
     this.pairing.end(session, now);
-    this.stats[outcome] += 1;
+    this.stats.ended[outcome] += 1;
     if (session.controller) {
       for (const tell of this.stats.onEnded) tell(now - session.pairedAt, outcome);
     }
