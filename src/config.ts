@@ -105,149 +105,111 @@ const host = z.union([
 ]);
 const HOST_FORMS = 'an IP address or a host name of this machine';
 
-const schema = z
-  .strictObject({
-    port: integer(3001, 0, 65_535, 'TCP port to listen on; 0 takes a free one.'),
-    host: z._default(host, '0.0.0.0').register(about, {
-      help: 'Address to listen on; :: takes IPv6 too.',
-      accepts: HOST_FORMS,
-      shownDefault: '0.0.0.0',
-    }),
-    tlsCertFile: file('PEM file of the certificate chain, for TLS without a proxy.'),
-    tlsKeyFile: file('PEM file of its private key; both or neither.'),
-    trustProxy: made(z._default(z.union([z.string(), z.boolean()]), '0'), (value) =>
-      parseProxyRule(String(value)),
-    ).register(about, {
-      help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
-      accepts: PROXY_RULE_FORMS,
-      shownDefault: '0',
-    }),
-    trustedProxies: z
-      .optional(made(z.array(z.string()).check(z.minLength(1)), (list) => new AddressRanges(list)))
-      .register(about, {
-        help: 'The only proxies whose headers count: addresses and ranges. Unset: all.',
-        accepts: RANGES_FORM,
-        optionAccepts: 'an array of addresses and ranges, such as ["10.0.0.0/8", "2001:db8::1"]',
-        fromText: entries,
-      }),
-    accessToken: z.optional(made(z.string(), (text) => new AccessToken(text))).register(about, {
-      help: 'Makes the relay [private](docs/private-relay.md): whoever uses it must bring this token.',
-      accepts: TOKEN_FORM,
-      isSecret: true,
-    }),
-    accessTokensFile: file('The same with a file of tokens, one a line.'),
-    allowedOrigins: made(z._default(z.array(z.string()), []), (list) =>
-      list.map(parseAllowed),
-    ).register(about, {
-      help: 'Origins of other web pages that may use the relay, or `*`.',
-      accepts: ORIGIN_FORM,
-      optionAccepts: 'an array of origins, such as ["https://app.example.com"], or ["*"]',
+const schema = z.strictObject({
+  port: integer(3001, 0, 65_535, 'TCP port to listen on; 0 takes a free one.'),
+  host: z._default(host, '0.0.0.0').register(about, {
+    help: 'Address to listen on; :: takes IPv6 too.',
+    accepts: HOST_FORMS,
+    shownDefault: '0.0.0.0',
+  }),
+  tlsCertFile: file('PEM file of the certificate chain, for TLS without a proxy.'),
+  tlsKeyFile: file('PEM file of its private key; both or neither.'),
+  trustProxy: made(z._default(z.union([z.string(), z.boolean()]), '0'), (value) =>
+    parseProxyRule(String(value)),
+  ).register(about, {
+    help: 'Where a client’s address comes from: `0`, `1`, `hops:N` or `header:NAME`.',
+    accepts: PROXY_RULE_FORMS,
+    shownDefault: '0',
+  }),
+  trustedProxies: z
+    .optional(made(z.array(z.string()).check(z.minLength(1)), (list) => new AddressRanges(list)))
+    .register(about, {
+      help: 'The only proxies whose headers count: addresses and ranges. Unset: all.',
+      accepts: RANGES_FORM,
+      optionAccepts: 'an array of addresses and ranges, such as ["10.0.0.0/8", "2001:db8::1"]',
       fromText: entries,
     }),
-    sessionTtlMs: seconds(30, 5, 300, 'How long a code waits, and how long a pairing may take.'),
-    drainMs: seconds(60, 0, 3600, 'How long a drain waits for pairings under way.'),
-    idleMs: seconds(30, 1, 3600, 'How long a socket may do nothing (close code 4002).'),
-    maxFailedCodes: integer(5, 1, 1000, 'Failed code attempts per client in any 60 s.'),
-    maxListens: integer(60, 1, 1_000_000, 'Accepted `listen` per client and minute.'),
-    maxFailedPerCode: integer(
-      5,
-      1,
-      1000,
-      'Failed attempts on one code in any 60 s, by all clients.',
-    ),
-    maxWatches: integer(10, 1, 10_000, '`bootstrap_watch` per client in any 60 s.'),
-    maxRefusedInits: integer(10, 1, 10_000, 'Refused `bootstrap_init` per client in any 60 s.'),
-    maxConnections: integer(10_000, 1, 1_000_000, 'Sockets open at once.'),
-    maxConnectionsPerClient: integer(256, 1, 1_000_000, 'Sockets open at once for one client.'),
-    maxSessions: integer(50_000, 1, 1_000_000, 'Sessions held at once.'),
-    maxBurnt: integer(1_000_000, 1, 10_000_000, 'Used token ids remembered, for 25 hours each.'),
-    maxMalformed: integer(10, 1, 1000, 'Malformed frames until a socket is closed.'),
-    maxControlFrames: integer(1000, 10, 1_000_000, 'Frames of a socket in 10 s, except data.'),
-    maxFrameBytes: integer(64 * KIB, KIB, 16 * MIB, 'Bytes of one frame.'),
-    maxSessionBytes: integer(5 * MIB, KIB, GIB, 'Payload bytes of a session, both ways together.'),
-    maxBytesPerSecond: integer(
-      MIB,
-      KIB,
-      GIB,
-      'Payload bytes of a client each second, after one session’s worth at once.',
-    ),
-    maxSessionFrames: integer(50_000, 100, 1e9, 'Frames of a session, both ways together.'),
-    maxBacklogBytes: integer(MIB, KIB, GIB, 'Bytes that may wait for a socket that does not read.'),
-    redisUrl: z.optional(made(z.string(), (text) => new RedisUrl(text))).register(about, {
-      help: 'Redis or Valkey that instances share: [docs/scaling.md](docs/scaling.md).',
-      accepts: REDIS_URL_FORM,
-      isSecret: true,
+  accessToken: z.optional(made(z.string(), (text) => new AccessToken(text))).register(about, {
+    help: 'Makes the relay [private](docs/private-relay.md): whoever uses it must bring this token.',
+    accepts: TOKEN_FORM,
+    isSecret: true,
+  }),
+  accessTokensFile: file('The same with a file of tokens, one a line.'),
+  allowedOrigins: made(z._default(z.array(z.string()), []), (list) =>
+    list.map(parseAllowed),
+  ).register(about, {
+    help: 'Origins of other web pages that may use the relay, or `*`.',
+    accepts: ORIGIN_FORM,
+    optionAccepts: 'an array of origins, such as ["https://app.example.com"], or ["*"]',
+    fromText: entries,
+  }),
+  sessionTtlMs: seconds(30, 5, 300, 'How long a code waits, and how long a pairing may take.'),
+  drainMs: seconds(60, 0, 3600, 'How long a drain waits for pairings under way.'),
+  idleMs: seconds(30, 1, 3600, 'How long a socket may do nothing (close code 4002).'),
+  maxFailedCodes: integer(5, 1, 1000, 'Failed code attempts per client in any 60 s.'),
+  maxListens: integer(60, 1, 1_000_000, 'Accepted `listen` per client and minute.'),
+  maxFailedPerCode: integer(5, 1, 1000, 'Failed attempts on one code in any 60 s, by all clients.'),
+  maxWatches: integer(10, 1, 10_000, '`bootstrap_watch` per client in any 60 s.'),
+  maxRefusedInits: integer(10, 1, 10_000, 'Refused `bootstrap_init` per client in any 60 s.'),
+  maxConnections: integer(10_000, 1, 1_000_000, 'Sockets open at once.'),
+  maxConnectionsPerClient: integer(256, 1, 1_000_000, 'Sockets open at once for one client.'),
+  maxSessions: integer(50_000, 1, 1_000_000, 'Sessions held at once.'),
+  maxBurnt: integer(1_000_000, 1, 10_000_000, 'Used token ids remembered, for 25 hours each.'),
+  maxMalformed: integer(10, 1, 1000, 'Malformed frames until a socket is closed.'),
+  maxControlFrames: integer(1000, 10, 1_000_000, 'Frames of a socket in 10 s, except data.'),
+  maxFrameBytes: integer(64 * KIB, KIB, 16 * MIB, 'Bytes of one frame.'),
+  maxSessionBytes: integer(5 * MIB, KIB, GIB, 'Payload bytes of a session, both ways together.'),
+  maxBytesPerSecond: integer(
+    MIB,
+    KIB,
+    GIB,
+    'Payload bytes of a client each second, after one session’s worth at once.',
+  ),
+  maxSessionFrames: integer(50_000, 100, 1e9, 'Frames of a session, both ways together.'),
+  maxBacklogBytes: integer(MIB, KIB, GIB, 'Bytes that may wait for a socket that does not read.'),
+  redisUrl: z.optional(made(z.string(), (text) => new RedisUrl(text))).register(about, {
+    help: 'Redis or Valkey that instances share: [docs/scaling.md](docs/scaling.md).',
+    accepts: REDIS_URL_FORM,
+    isSecret: true,
+  }),
+  redisUrlFile: file('A file with that URL, which may hold a password.'),
+  redisPrefix: z
+    ._default(z.string().check(z.regex(/^[\w:.{}/-]{1,64}$/)), 'amesh:')
+    .register(about, {
+      help: 'What every name in Redis begins with.',
+      accepts: '1 to 64 letters, digits or : . _ - / { }',
+      shownDefault: 'amesh:',
     }),
-    redisUrlFile: file('A file with that URL, which may hold a password.'),
-    redisPrefix: z
-      ._default(z.string().check(z.regex(/^[\w:.{}/-]{1,64}$/)), 'amesh:')
-      .register(about, {
-        help: 'What every name in Redis begins with.',
-        accepts: '1 to 64 letters, digits or : . _ - / { }',
-        shownDefault: 'amesh:',
-      }),
-    logLevel: z._default(z.enum(LOG_LEVELS), 'info').register(about, {
-      help: '`debug`, `info`, `warn`, `error` or `silent`.',
-      accepts: LOG_LEVELS.join(', '),
-      shownDefault: 'info',
-      fromText: (text) => text.toLowerCase(),
-    }),
-    logClients: z._default(z.union([z.boolean(), z.literal('pseudonym')]), false).register(about, {
-      help: '`1` logs each client’s address and what it was refused; `pseudonym` a name that changes daily.',
-      accepts: '1, true, yes or 0, false, no or pseudonym',
-      optionAccepts: 'true, false or "pseudonym"',
-      shownDefault: '0',
-      fromText: (text) => (/^pseudonym$/i.test(text) ? 'pseudonym' : fromFlag(text)),
-    }),
-    page: z._default(z.boolean(), true).register(about, {
-      help: '`0` turns the page at `/` off.',
-      accepts: '1, true, yes or 0, false, no',
-      optionAccepts: 'true or false',
-      shownDefault: '1',
-      fromText: fromFlag,
-    }),
-    metricsPort: z.optional(whole(0, 65_535)).register(about, {
-      help: 'Port for Prometheus (`/metrics`).',
-      accepts: 'a whole number from 0 to 65535, or nothing for no metrics',
-      fromText: wholeNumber,
-    }),
-    metricsHost: z.optional(host).register(about, {
-      help: 'Address for Prometheus; unset, `HOST`.',
-      accepts: HOST_FORMS,
-    }),
-  })
-  // Settings that depend on each other. A name in braces is replaced by that setting's name as the user wrote it.
-  .check(
-    z.superRefine((config, context) => {
-      const refuse = (name: SettingName, says: string) =>
-        context.addIssue({ code: 'custom', path: [name], params: { says } });
-      const { tlsCertFile, tlsKeyFile, port, metricsPort, host, metricsHost = host } = config;
-      if (tlsCertFile !== undefined && tlsKeyFile === undefined) {
-        refuse('tlsKeyFile', 'not set, but {tlsCertFile} is; expected both or neither');
-      }
-      if (tlsKeyFile !== undefined && tlsCertFile === undefined) {
-        refuse('tlsCertFile', 'not set, but {tlsKeyFile} is; expected both or neither');
-      }
-      if (config.redisUrl && config.redisUrlFile !== undefined) {
-        refuse('redisUrlFile', 'set, and {redisUrl} too; expected one of them');
-      }
-      if (config.trustedProxies && config.trustProxy.by === 'peer') {
-        refuse(
-          'trustedProxies',
-          'set, but {trustProxy} is not, so their headers would be ignored; expected both or neither',
-        );
-      }
-      if (metricsPort === port && metricsHost === host && port !== 0) {
-        refuse('metricsPort', `got ${port}, expected another port than {port} has`);
-      }
-      if (config.maxFrameBytes > config.maxBacklogBytes) {
-        refuse(
-          'maxFrameBytes',
-          `${config.maxFrameBytes} is more than {maxBacklogBytes} (${config.maxBacklogBytes}), so such a frame could never be delivered; raise the second, or lower the first`,
-        );
-      }
-    }),
-  );
+  logLevel: z._default(z.enum(LOG_LEVELS), 'info').register(about, {
+    help: '`debug`, `info`, `warn`, `error` or `silent`.',
+    accepts: LOG_LEVELS.join(', '),
+    shownDefault: 'info',
+    fromText: (text) => text.toLowerCase(),
+  }),
+  logClients: z._default(z.union([z.boolean(), z.literal('pseudonym')]), false).register(about, {
+    help: '`1` logs each client’s address and what it was refused; `pseudonym` a name that changes daily.',
+    accepts: '1, true, yes or 0, false, no or pseudonym',
+    optionAccepts: 'true, false or "pseudonym"',
+    shownDefault: '0',
+    fromText: (text) => (/^pseudonym$/i.test(text) ? 'pseudonym' : fromFlag(text)),
+  }),
+  page: z._default(z.boolean(), true).register(about, {
+    help: '`0` turns the page at `/` off.',
+    accepts: '1, true, yes or 0, false, no',
+    optionAccepts: 'true or false',
+    shownDefault: '1',
+    fromText: fromFlag,
+  }),
+  metricsPort: z.optional(whole(0, 65_535)).register(about, {
+    help: 'Port for Prometheus (`/metrics`).',
+    accepts: 'a whole number from 0 to 65535, or nothing for no metrics',
+    fromText: wholeNumber,
+  }),
+  metricsHost: z.optional(host).register(about, {
+    help: 'Address for Prometheus; unset, `HOST`.',
+    accepts: HOST_FORMS,
+  }),
+});
 
 export type SettingName = keyof typeof schema.shape;
 
@@ -382,9 +344,45 @@ function givenValue(
   return flags[name] ?? { label: env, text: environment[env]?.trim() || undefined };
 }
 
+/** @throws {ConfigError} For settings that do not fit together. */
+function checkTogether(config: Config, labelOf: (name: SettingName) => string): void {
+  const refuse = (name: SettingName, says: string): never => {
+    throw new ConfigError(`${labelOf(name)}: ${says}`);
+  };
+  const { tlsCertFile, tlsKeyFile, port, metricsPort, host, metricsHost = host } = config;
+  const { maxFrameBytes, maxBacklogBytes } = config;
+  if (tlsCertFile !== undefined && tlsKeyFile === undefined) {
+    refuse('tlsKeyFile', `not set, but ${labelOf('tlsCertFile')} is; expected both or neither`);
+  }
+  if (tlsKeyFile !== undefined && tlsCertFile === undefined) {
+    refuse('tlsCertFile', `not set, but ${labelOf('tlsKeyFile')} is; expected both or neither`);
+  }
+  if (config.redisUrl && config.redisUrlFile !== undefined) {
+    refuse('redisUrlFile', `set, and ${labelOf('redisUrl')} too; expected one of them`);
+  }
+  if (config.trustedProxies && config.trustProxy.by === 'peer') {
+    refuse(
+      'trustedProxies',
+      `set, but ${labelOf('trustProxy')} is not, so their headers would be ignored; expected both or neither`,
+    );
+  }
+  if (metricsPort === port && metricsHost === host && port !== 0) {
+    refuse('metricsPort', `got ${port}, expected another port than ${labelOf('port')} has`);
+  }
+  if (maxFrameBytes > maxBacklogBytes) {
+    refuse(
+      'maxFrameBytes',
+      `${maxFrameBytes} is more than ${labelOf('maxBacklogBytes')} (${maxBacklogBytes}), so such a frame could never be delivered; raise the second, or lower the first`,
+    );
+  }
+}
+
 function check(options: RelayOptions, given: (name: SettingName) => Given): Config {
   const { success, data, error } = schema.safeParse(options, { jitless: true });
-  if (success) return Object.freeze(data);
+  if (success) {
+    checkTogether(data, (name) => given(name).label);
+    return Object.freeze(data);
+  }
   const [issue] = error.issues as [z.core.$ZodIssue];
   if (issue.code === 'unrecognized_keys') {
     throw new ConfigError(
@@ -393,14 +391,9 @@ function check(options: RelayOptions, given: (name: SettingName) => Given): Conf
   }
   const name = issue.path[0] as SettingName;
   const { label, text } = given(name);
-  // A check of this file may have its own message.
+  // What reads the value may have its own message.
   const says = issue.code === 'custom' ? (issue.params?.says as string | undefined) : undefined;
-  if (says !== undefined) {
-    const named = says.replaceAll(/\{(\w+)\}/g, (braced, other: string) =>
-      Object.hasOwn(settings, other) ? given(other as SettingName).label : braced,
-    );
-    throw new ConfigError(`${label}: ${named}`);
-  }
+  if (says !== undefined) throw new ConfigError(`${label}: ${says}`);
   const { isSecret, accepts, optionAccepts = accepts } = settings[name];
   const got = isSecret ? 'not accepted' : `got ${JSON.stringify(text ?? options[name])}`;
   throw new ConfigError(
