@@ -19,15 +19,12 @@ const USAGE_ERROR = 2;
 const CLOSED_PIPE = 141;
 
 /**
- * A subcommand. It takes the arguments after its name and resolves to the exit code. A `ConfigError` or an error of
- * `parseArgs` that it throws is reported as wrong usage.
+ * The subcommands. Each takes the arguments after its name and resolves to the exit code. A `ConfigError` or an error of
+ * `parseArgs` that it throws is reported as wrong usage. Only the one that runs is loaded.
  */
-export type Command = (args: string[]) => Promise<number>;
-
-/** The subcommands. Only the one that runs is loaded. */
-const commands: Record<string, () => Promise<Command>> = {
-  health: async () => (await import('./check/health.ts')).health,
-  check: async () => (await import('./check/check.ts')).check,
+const commands: Record<string, (args: string[]) => Promise<number>> = {
+  health: async (args) => (await import('./check/health.ts')).health(args),
+  check: async (args) => (await import('./check/check.ts')).check(args),
 };
 
 function fail(message: string, code: number): never {
@@ -117,8 +114,7 @@ async function main(args: string[]): Promise<void> {
   } else if (asksVersion) {
     process.stdout.write(`${version}\n`);
   } else if (Object.hasOwn(commands, name)) {
-    const command = await commands[name]?.();
-    process.exit(await command?.(rest));
+    process.exit(await commands[name]?.(rest));
   } else {
     const names = Object.keys(commands);
     const meant = names.find((known) => known.startsWith(name.slice(0, 2)));

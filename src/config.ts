@@ -261,6 +261,9 @@ interface Given {
   text?: string | undefined;
 }
 
+/** The variables of an environment, as `process.env` has them. */
+type Environment = Record<string, string | undefined>;
+
 /** Flags of the command line, by the name of the option. */
 export type Flags = Partial<Record<SettingName, Given>>;
 
@@ -292,10 +295,7 @@ export function readOptions(options: RelayOptions): Config {
  * Reads the flags and the environment; flags win. An empty value counts as not set.
  * @throws {ConfigError} For a value that is not accepted.
  */
-export function readEnvironment(
-  environment: Record<string, string | undefined>,
-  flags: Flags = {},
-): Config {
+export function readEnvironment(environment: Environment, flags: Flags = {}): Config {
   const given = (name: SettingName) => givenValue(name, environment, flags);
   const options = names.flatMap((name) => {
     const { text } = given(name);
@@ -307,7 +307,7 @@ export function readEnvironment(
 
 /** The settings that differ from their defaults, as the user wrote them: `{ '--port': '80' }`. Secrets are hidden. */
 export function changedSettings(
-  environment: Record<string, string | undefined>,
+  environment: Environment,
   flags: Flags = {},
 ): Record<string, string> {
   const changed: Record<string, string> = {};
@@ -322,7 +322,7 @@ export function changedSettings(
 }
 
 /** Environment variables that look like settings of the relay but are not: most likely misspelt. */
-export function unknownSettings(environment: Record<string, string | undefined>): string[] {
+export function unknownSettings(environment: Environment): string[] {
   const known = new Set(names.map((name) => settings[name].env));
   // These belong to the amesh command line.
   known.add('AMESH_RELAY_URL').add('AMESH_BOOTSTRAP_TOKEN');
@@ -335,11 +335,7 @@ export function connectable(host: string): string {
   return host.includes(':') ? `[${host}]` : host;
 }
 
-function givenValue(
-  name: SettingName,
-  environment: Record<string, string | undefined>,
-  flags: Flags,
-): Given {
+function givenValue(name: SettingName, environment: Environment, flags: Flags): Given {
   const { env } = settings[name];
   return flags[name] ?? { label: env, text: environment[env]?.trim() || undefined };
 }

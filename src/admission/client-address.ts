@@ -31,10 +31,7 @@ export const PROXY_HEADERS = [
 export const PROXY_RULE_FORMS =
   'unset, 0, false or no (the TCP peer); 1, true or yes (left-most X-Forwarded-For); hops:N (N-th X-Forwarded-For from the right, 1 to 32); header:NAME (that header)';
 
-/**
- * Parses AMESH_TRUST_PROXY.
- * @throws {Error} If the text has none of the accepted forms.
- */
+/** Parses AMESH_TRUST_PROXY. @throws {Error} If the text has none of the accepted forms. */
 export function parseProxyRule(text: string): ProxyRule {
   const value = text.trim().toLowerCase();
   if (['', '0', 'false', 'no'].includes(value)) return { by: 'peer' };

@@ -133,16 +133,11 @@ export function createRegistry(sockets: Sockets): Registry {
   return registry;
 }
 
-export const serveMetrics = (sockets: Sockets, hostname: string, port: number): MetricsServer =>
+export const serveMetrics = (sockets: Sockets, hostname: string, port: number) =>
   serveRegistry(createRegistry(sockets), hostname, port);
 
-export interface MetricsServer {
-  port: number;
-  stop: () => Promise<void>;
-}
-
 /** Serves metrics at `/metrics`. */
-export function serveRegistry(registry: Registry, hostname: string, port: number): MetricsServer {
+export function serveRegistry(registry: Registry, hostname: string, port: number) {
   const server = Bun.serve({
     hostname,
     port,
