@@ -117,7 +117,7 @@ async function main(args: string[]): Promise<void> {
     process.exit(await commands[name]?.(rest));
   } else {
     const names = Object.keys(commands);
-    const meant = names.find((known) => known.startsWith(name.slice(0, 2)));
+    const meant = names.find((known) => known.slice(0, 2) === name.slice(0, 2));
     throw new ConfigError(
       `there is no command ${JSON.stringify(name)}; ${meant ? `did you mean ${meant}?` : `expected ${names.join(' or ')}, or none to run the relay.`} See amesh-relay --help.`,
     );

@@ -8,8 +8,9 @@ import { maxDescriptors, openDescriptors } from './descriptors.ts';
 /** From a code typed at once to one typed in its last second; a session's stage lasts at most 300 s. */
 const WAIT_BUCKETS_SECONDS = [0.1, 0.5, 1, 2, 5, 10, 15, 20, 30, 60, 120, 300];
 
-type Values = Record<string, number>;
-type Read = () => number | Values | undefined | Promise<number>;
+/** The labels that there are. A metric has one of them, or none. */
+const labelNames = ['stage', 'outcome', 'code', 'token', 'reason', 'book', 'version'] as const;
+type Labelled = Partial<Record<(typeof labelNames)[number], Record<string, number>>>;
 
 /** Every metric: its type, labels and help. The documentation's table is compared with this one. */
 export function createRegistry(sockets: Sockets): Registry {
@@ -17,26 +18,26 @@ export function createRegistry(sockets: Sockets): Registry {
   const registry = new Registry();
   const registers = [registry];
 
-  /** @param read The value at a scrape, or one for each value of the label. Undefined: none at this scrape. */
+  /** @param read The value at a scrape, or one for each value of a label. Undefined: none at this scrape. */
   const add = (
     Kind: typeof Counter | typeof Gauge,
     name: string,
     help: string,
-    read: Read,
-    label?: string,
+    read: () => number | Labelled | undefined | Promise<number>,
   ): void => {
     void new Kind({
       name: `amesh_relay_${name}`,
       help,
       registers,
-      labelNames: label === undefined ? [] : [label],
+      labelNames,
       async collect() {
         const found = await read();
         this.reset();
-        if (found === undefined) this.remove();
-        else if (typeof found === 'number') this.inc(found);
-        else if (label) {
-          for (const [value, count] of Object.entries(found)) this.inc({ [label]: value }, count);
+        if (typeof found === 'number') this.inc(found);
+        else {
+          for (const [label, values] of Object.entries(found ?? {})) {
+            for (const [value, n] of Object.entries(values)) this.inc({ [label]: value }, n);
+          }
         }
       },
     });
@@ -46,49 +47,35 @@ export function createRegistry(sockets: Sockets): Registry {
 
   gauge('connections', 'Sockets open now.', () => sockets.connections.size);
   counter('connections_total', 'Sockets accepted.', () => stats.connectionsAccepted);
-  gauge(
-    'sessions',
-    'Sessions held now, by stage.',
-    () => ({ waiting: pairing.waiting, paired: pairing.paired }),
-    'stage',
-  );
+  gauge('sessions', 'Sessions held now, by stage.', () => ({
+    stage: { waiting: pairing.waiting, paired: pairing.paired },
+  }));
   counter('sessions_opened_total', 'Sessions opened by a listen.', () => stats.opened);
   counter('pairings_begun_total', 'Sessions that a controller joined.', () => stats.begun);
-  counter('sessions_ended_total', 'Sessions ended, by outcome.', () => stats.ended, 'outcome');
+  counter('sessions_ended_total', 'Sessions ended, by outcome.', () => ({ outcome: stats.ended }));
   counter('frames_forwarded_total', 'Data frames forwarded.', () => stats.framesForwarded);
   counter('forwarded_bytes_total', 'Payload bytes forwarded.', () => stats.bytesForwarded);
-  counter(
-    'refusals_total',
-    'Refusals, by the code that the client was given.',
-    () => stats.refusals,
-    'code',
-  );
-  counter(
-    'admitted_total',
-    'Sockets let in by an access token, by its name.',
-    () => Object.fromEntries(stats.admitted),
-    'token',
-  );
+  counter('refusals_total', 'Refusals, by the code that the client was given.', () => ({
+    code: stats.refusals,
+  }));
+  counter('admitted_total', 'Sockets let in by an access token, by its name.', () => ({
+    token: Object.fromEntries(stats.admitted),
+  }));
   counter(
     'turned_away_total',
     'Requests for a socket that were refused before the upgrade.',
-    () => stats.turnedAway,
-    'reason',
+    () => ({
+      reason: stats.turnedAway,
+    }),
   );
   gauge('watches', 'Token ids watched now.', () => bootstrap.size);
-  counter(
-    'bootstraps_total',
-    'Bootstrap watches, announcements and how they ended.',
-    () => stats.bootstraps,
-    'outcome',
-  );
+  counter('bootstraps_total', 'Bootstrap watches, announcements and how they ended.', () => ({
+    outcome: stats.bootstraps,
+  }));
   gauge('burnt_jtis', 'Used token ids remembered now.', () => sockets.books.burnt ?? 0);
-  gauge(
-    'book_entries',
-    'Entries in each of the books, all of which are bounded.',
-    () => sockets.books,
-    'book',
-  );
+  gauge('book_entries', 'Entries in each of the books, all of which are bounded.', () => ({
+    book: sockets.books,
+  }));
   gauge('draining', '1 while the relay drains.', () => Number(sockets.connections.draining));
   gauge('resident_memory_bytes', 'Resident set size.', () => process.memoryUsage.rss());
   gauge(
@@ -103,7 +90,7 @@ export function createRegistry(sockets: Sockets): Registry {
   );
   gauge('open_fds', 'File descriptors that the process has open.', openDescriptors);
   gauge('max_fds', 'File descriptors that it may have open.', maxDescriptors);
-  gauge('build_info', 'Always 1, with the version.', () => ({ [version]: 1 }), 'version');
+  gauge('build_info', 'Always 1, with the version.', () => ({ version: { [version]: 1 } }));
 
   const delay = monitorEventLoopDelay({ resolution: 10 });
   delay.enable();

@@ -31,7 +31,7 @@ export class Stats {
     'origin_refused',
   ] as const);
   /** Sockets that were admitted with an access token, by the token's name. */
-  readonly admitted = new Map([[UNNAMED, 0]]);
+  admitted = new Map([[UNNAMED, 0]]);
   readonly bootstraps = zeroes([
     'watched',
     'announced',
@@ -51,8 +51,7 @@ export class Stats {
   /** Sets the names of the access tokens. Counters of other names are removed, so that their number is bounded. */
   nameTokens(names: readonly string[]): void {
     const counts = [UNNAMED, ...names].map((name) => [name, this.admitted.get(name) ?? 0] as const);
-    this.admitted.clear();
-    for (const [name, count] of counts) this.admitted.set(name, count);
+    this.admitted = new Map(counts);
   }
 
   /** What happened since the last call, for the log; undefined if nothing happened. */
