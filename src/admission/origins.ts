@@ -90,10 +90,8 @@ const refused = (message: string): Refused => ({ error: 'origin_refused', messag
  * TLS. Many proxies pass the host on without its port, such as nginx with `$host`; then only the name must match.
  */
 function isOwn(origin: string, host: string, isEncrypted: boolean): boolean {
-  const [scheme = '', shown = ''] = origin.split('://', 2);
+  const [scheme = ''] = origin.split('://', 1);
   if (scheme !== 'https' && (scheme !== 'http' || isEncrypted)) return false;
-  const own = parseOrigin(`${scheme}://${host}`);
-  if (own === undefined) return false;
-  const hasPort = /:\d+$/.test(host);
-  return own === (hasPort ? origin : `${scheme}://${shown.replace(/:\d+$/, '')}`);
+  const named = /:\d+$/.test(host) ? origin : origin.replace(/:\d+$/, '');
+  return parseOrigin(`${scheme}://${host}`) === named;
 }
