@@ -75,7 +75,7 @@ function seconds(normal: number, min: number, max: number, help: string) {
 const fromFlag = (text: string): unknown =>
   /^(?:1|true|yes)$/i.test(text) ? true : /^(?:0|false|no)$/i.test(text) ? false : text;
 
-/** What a function makes of a value. The function throws if it does not accept it, with what the user is told. */
+/** A schema for what `make` makes of a value. It throws if it does not accept the value; users get the message. */
 function made<In extends z.ZodMiniType, Out>(from: In, make: (value: z.output<In>) => Out) {
   const transform = z.transform((value: z.output<In>, { issues }): Out => {
     try {
@@ -273,7 +273,7 @@ export type Flags = Partial<Record<SettingName, Given>>;
  */
 export async function readFlags(args: string[]): Promise<Flags> {
   if (args.length === 0) return {};
-  // It takes a while to load.
+  // It takes a while to load, so a start without flags does without it.
   const { parseArgs } = await import('node:util');
   const { values } = parseArgs({
     args,

@@ -7,7 +7,7 @@
  * (classic BPF) of one instruction. Nobody is on the way to the older one by the time when that is closed.
  */
 import { dlopen, ptr } from 'bun:ffi';
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, readlinkSync } from 'node:fs';
 
 const SOL_SOCKET = 1;
 const SO_ATTACH_REUSEPORT_CBPF = 51;
@@ -37,8 +37,13 @@ export function listenFirst<T>(hostname: string, port: number, listen: () => T):
  */
 function openSockets(): Set<string> {
   const folder = '/proc/self/fd';
-  const isSocket = (descriptor: string): boolean =>
-    statSync(`${folder}/${descriptor}`, { throwIfNoEntry: false })?.isSocket() ?? false;
+  const isSocket = (descriptor: string): boolean => {
+    try {
+      return readlinkSync(`${folder}/${descriptor}`).startsWith('socket:');
+    } catch {
+      return false;
+    }
+  };
   return new Set(existsSync(folder) ? readdirSync(folder).filter(isSocket) : []);
 }
 

@@ -37,7 +37,7 @@ export class AccessTokens {
   readonly #reloader = new Reloader('The tokens read before stay valid');
 
   private constructor(
-    /** The token that does not come from the file, if there is one. */
+    /** The token from AMESH_ACCESS_TOKEN, if there is one. */
     private readonly own: readonly AccessToken[],
     private readonly file: string | undefined,
     private readonly log: Log,
