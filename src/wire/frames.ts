@@ -72,8 +72,13 @@ function isTooComplex(text: string): boolean {
   return false;
 }
 
+/** How deployed clients write these two messages. Reading them by this form saves more than 3 % of a pairing. */
+export const CODE_MESSAGE = /^\{"type":"(listen|connect)","otc":"([0-9]{6})"\}$/;
+
 /** Parses one frame. It never throws: for a frame that is not a valid message, the result has the error code. */
 export function parse(text: string): ClientMessage | Malformed {
+  const code = CODE_MESSAGE.exec(text);
+  if (code) return { type: code[1], otc: code[2] } as ClientMessage;
   if (isTooComplex(text)) return { malformed: 'invalid_message' };
   let value: unknown;
   try {
