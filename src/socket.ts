@@ -222,10 +222,11 @@ export class Sockets {
   #closed(connection: Connection): void {
     this.answers.guard(connection, () => {
       if (!this.connections.remove(connection)) return;
-      connection.isGone = true;
       const now = this.now();
       this.sessions.leave(connection, 'peer_disconnected', now);
       this.watches.leave(connection, 'watcher_disconnected', now);
+      // Only now, since a topic reaches the other peer from here too, with fewer writes to its socket.
+      connection.isGone = true;
       this.cluster?.closed(connection);
       this.answers.trace(connection.client, 'disconnected');
     });
