@@ -1,6 +1,6 @@
 /** One WebSocket of this instance. It hides Bun's socket from the rest of the relay. */
 import type { Peer, Session, Watch } from './peer.ts';
-import { closes, type CloseReason } from './wire/codes.ts';
+import { closes, type CloseReason, type ErrorCode } from './wire/codes.ts';
 
 /** The part of Bun's socket that the relay uses. */
 export interface Socket {
@@ -17,8 +17,8 @@ export interface Socket {
 export interface Tunnel {
   /** Forwards a data frame, whose length as received is `bytes`. */
   forward(frame: string, bytes: number): void;
-  /** Forwards `done`. Resolves when the session has ended. */
-  done(): Promise<undefined>;
+  /** Forwards `done`. Resolves when the session has ended, to the error code if the relay can't know. */
+  done(): Promise<ErrorCode | undefined>;
   /** Ends the session and closes both sides with the close code of the reason. */
   abort(why: 'session_data_limit'): void;
 }

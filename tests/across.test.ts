@@ -61,7 +61,7 @@ test('an owner that hangs is waited for no longer than three seconds, and that i
   expect(controller.heard).toEqual([]);
   await world.play(1500);
   expect(controller.heard.splice(0)).toEqual([error('relay_unavailable')]);
-  expect(network.redis.entries.has('amesh:failed-codes:controller')).toBe(false);
+  expect(network.redis.entries.has('failed-codes:controller')).toBe(false);
   redis.onMessage = inbox;
   controller.send(connect);
   await world.play(50);
@@ -132,7 +132,7 @@ test('whose code another instance has taken meanwhile is told', async () => {
   const target = new Party(a, 'target');
   target.send(listen);
   await world.play(50);
-  network.redis.entries.set(`amesh:code:${OTC}`, {
+  network.redis.entries.set(`code:${OTC}`, {
     value: 'i2.1',
     times: [],
     members: new Map(),

@@ -458,7 +458,7 @@ test('TLS to Redis names the server, unless that is an address: RFC 6066, sectio
   for (const host of ['localhost', '127.0.0.1']) {
     const before = hellos.length;
     const url = new RedisUrl(`rediss://${host}:${port}`);
-    const connection = new RedisConnection(url, 'inbox:', 'id');
+    const connection = new RedisConnection(url, '', 'id');
     afterThisTest(() => connection.close());
     await until(() => hellos.length > before, 'a hello');
     connection.close();

@@ -39,7 +39,7 @@ test.skipIf(!redisServer)(
     const random = seeded(seed);
     const pick = <T>(from: readonly T[]): T => from[Math.floor(random() * from.length)] as T;
     const redis = await startRedis();
-    const bus = new RedisConnection(new RedisUrl(redis.url), 'p:inbox:', 'a');
+    const bus = new RedisConnection(new RedisUrl(redis.url), 'p:', 'a');
     afterThisTest(() => bus.close());
     const ready = Promise.withResolvers<void>();
     bus.onReady = () => ready.resolve();
@@ -52,22 +52,22 @@ test.skipIf(!redisServer)(
     // So long that nothing expires meanwhile: the model's time and Redis' are not the same.
     const long = 1_000_000;
     const claims = ['a.1', 'a.2', 'dead.1'];
-    const code = (): string => `p:code:${pick(['1', '2', '3'])}`;
+    const code = (): string => `code:${pick(['1', '2', '3'])}`;
     /** The keys of a client: an IPv4 address has one, and an IPv6 address three, of which neighbours share two. */
     const client = (limit: string): string[] => {
       const who = pick(['x', 'y', 'one', 'two']);
-      return (who.length === 1 ? [who] : [who, '/56', '/48']).map((key) => `p:${limit}:${key}`);
+      return (who.length === 1 ? [who] : [who, '/56', '/48']).map((key) => `${limit}:${key}`);
     };
     const codeKeys = (): string[] => {
       const [otc, clients] = [pick(['1', '2', '3']), client('failed-codes')];
-      return [`p:code:${otc}`, `p:failed-on:${otc}`, ...clients];
+      return [`code:${otc}`, `failed-on:${otc}`, ...clients];
     };
     const claimKeys = (): string[] => {
       const keys = codeKeys();
       const listens = keys.slice(2).map((key) => key.replace('failed-codes', 'listens'));
       return [...keys, ...listens];
     };
-    const jti = (): string => `p:jti:${pick(['1', '2'])}`;
+    const jti = (): string => `jti:${pick(['1', '2'])}`;
     const questions: Record<Script, () => [string[], (string | number)[]]> = {
       claimCode: () => [claimKeys(), [pick(claims), long, 15, 10, 20]],
       findCode: () => [codeKeys(), [15, 10]],
@@ -77,14 +77,14 @@ test.skipIf(!redisServer)(
         [pick(claims), long, 12],
       ],
       burn: () => [
-        [jti(), 'p:burnt', ...client('refused-inits')],
+        [jti(), 'burnt', ...client('refused-inits')],
         [`${Math.floor(random() * 40)}`, long, 12, 10],
       ],
       hold: () => [[code()], [pick(claims), long]],
       release: () => [[pick([code(), jti()])], [pick(claims)]],
       publish: () => [[], [pick(['a', 'dead']), 'text']],
       beat: () => [
-        ['p:probe', 'p:burnt'],
+        ['probe', 'burnt'],
         ['a', 'dead'],
       ],
     };

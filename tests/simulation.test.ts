@@ -353,8 +353,7 @@ class Story {
     for (const [key, { until, value }] of simulation.network.redis.entries) {
       // What the dead have left is worth nothing, and expires.
       if (!living.has(value.split('.')[0] ?? '')) continue;
-      if (/^amesh:(?:code|jti):/.test(key) && until > world.now)
-        this.fail(`${key} is still claimed`);
+      if (/^(?:code|jti):/.test(key) && until > world.now) this.fail(`${key} is still claimed`);
     }
     const [one, other] = [
       simulation.instances[0] as Instance,

@@ -29,34 +29,41 @@ const START_WAIT_MS = 5000;
 
 type Owned = Session | Watch;
 
-/** `instance.number`, never given again: which instance owns something, and which thing of its own it is. */
-const CLAIM = /^[\w-]+\.\d+$/;
-const ownerOf = (claim: string): string => claim.slice(0, claim.indexOf('.'));
+/** What this instance has claimed. */
+interface Claim {
+  /** `instance.number`, never given again. Redis stores it under the key. */
+  readonly name: string;
+  readonly key: string;
+  /** What holds it: undefined from its end until Redis has released the claim. */
+  what: Owned | undefined;
+}
 
 const hash = (jti: string): string =>
   Buffer.from(Bun.SHA256.hash(jti).buffer).toString('base64url').slice(0, 22);
 
-/** A claim of this instance: its key in Redis, and what holds it. */
-interface Claimed {
-  readonly key: string;
-  /** Undefined from its end until Redis has released the claim. */
-  what: Owned | undefined;
-}
+const jtiKey = (jti: string): string => `jti:${hash(jti)}`;
+
+/** One key for each network that an attempt of a client counts for. */
+const clientKeys = (limit: string, { client }: Peer): string[] =>
+  networksOf(client).map((network) => `${limit}:${network}`);
+
+const codeKeys = (peer: Peer, otc: string): string[] => [
+  `code:${otc}`,
+  `failed-on:${otc}`,
+  ...clientKeys('failed-codes', peer),
+];
 
 export class Cluster implements ClusterOfSockets {
   readonly #links: Links;
-  readonly #claims = new Map<string, Claimed>();
-  /** The other way round: the claim by which something is held. */
-  readonly #claimOf = new WeakMap<Owned, string>();
+  /** By name. */
+  readonly #claims = new Map<string, Claim>();
+  readonly #claimOf = new WeakMap<Owned, Claim>();
   #lastName = 0;
-  #isUp = false;
   #isBeating = false;
   /** Used token ids in Redis, as of the last beat. */
   #burnt = 0;
-  /** Why Redis is out of reach. */
-  problem = 'no answer yet';
-  /** Called when Redis comes into reach, the first time and after each loss. */
-  onUp: () => void = () => {};
+  /** Why Redis is out of reach: empty before its first answer, and undefined while it is in reach. */
+  problem: string | undefined = '';
 
   /** @param id This instance in this life of it: never given again. */
   constructor(
@@ -74,30 +81,24 @@ export class Cluster implements ClusterOfSockets {
   }
 
   get isUp(): boolean {
-    return this.#isUp;
+    return this.problem === undefined;
   }
 
   get tunnels(): number {
-    return this.#links.tunnels;
+    return this.#links.books.tunnels;
   }
 
   get books(): Record<string, number> {
-    return {
-      tunnels: this.#links.tunnels,
-      guests: this.#links.guests,
-      claims: this.#claims.size,
-      burnt: this.#burnt,
-      waitingBytes: this.#links.waitingBytes,
-    };
+    return { ...this.#links.books, claims: this.#claims.size, burnt: this.#burnt };
   }
 
   // What a socket of this instance asks. Each comes to the error code where the answer is no.
 
   async listen(target: Connection, otc: string): Promise<ErrorCode | undefined> {
-    const { sessionTtlMs, maxListens } = this.config;
+    const { sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens } = this.config;
     if (target.session || target.tunnel) return 'already_in_session';
-    const keys = [...this.#codeKeys(target, otc), ...this.#clientKeys('listens', target)];
-    const values = [sessionTtlMs, ...this.#codeLimits, maxListens];
+    const keys = [...codeKeys(target, otc), ...clientKeys('listens', target)];
+    const values = [sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens];
     return this.#claim('claimCode', keys, values, () => {
       this.sockets.sessions.find(otc, this.now());
       return this.sockets.sessions.open(target, otc, this.now());
@@ -105,7 +106,7 @@ export class Cluster implements ClusterOfSockets {
   }
 
   async watch(watcher: Connection, jti: string): Promise<ErrorCode | undefined> {
-    const keys = [this.#jtiKey(jti), ...this.#clientKeys('watches', watcher)];
+    const keys = [jtiKey(jti), ...clientKeys('watches', watcher)];
     const values = [WATCH_TTL_MS, this.config.maxWatches];
     const held = this.sockets.bootstrap.find(jti);
     const claim = held?.watcher === watcher ? this.#claimOf.get(held) : undefined;
@@ -114,13 +115,15 @@ export class Cluster implements ClusterOfSockets {
   }
 
   async connect(controller: Connection, otc: string): Promise<ErrorCode | undefined> {
+    const { maxFailedCodes, maxFailedPerCode } = this.config;
     if (controller.session || controller.tunnel) return 'already_in_session';
-    const keys = this.#codeKeys(controller, otc);
-    const claim = await this.#ask('findCode', CLAIM, keys, this.#codeLimits);
-    if (!CLAIM.test(claim)) return claim as ErrorCode;
+    const keys = codeKeys(controller, otc);
+    const limits = [maxFailedCodes, maxFailedPerCode];
+    const claim = await this.#ask('findCode', keys, limits);
+    if (isReason(claim)) return claim as ErrorCode;
     const refusal = (await this.#reach(controller, claim)) as ErrorCode | undefined;
     if (!refusal || refusal === 'relay_unavailable') return refusal;
-    const counted = await this.#ask('failCode', /^(?:counted|burned)$/, keys, this.#codeLimits);
+    const counted = await this.#ask('failCode', keys, limits);
     return hideBurned(refusal, counted === 'burned');
   }
 
@@ -130,15 +133,17 @@ export class Cluster implements ClusterOfSockets {
     frame: string,
   ): Promise<RejectReason | undefined> {
     const { maxRefusedInits, maxBurnt } = this.config;
-    const clients = this.#clientKeys('refused-inits', target);
-    const keys = [this.#jtiKey(jti), this.#key('burnt'), ...clients];
+    const keys = [jtiKey(jti), 'burnt', ...clientKeys('refused-inits', target)];
     const values = [hash(jti), BURNT_TTL_MS, maxRefusedInits, maxBurnt];
-    const claim = await this.#ask('burn', CLAIM, keys, values);
-    return CLAIM.test(claim) ? this.#reach(target, claim, jti, frame) : (claim as RejectReason);
+    const claim = await this.#ask('burn', keys, values);
+    return isReason(claim) ? claim : this.#reach(target, claim, jti, frame);
   }
 
-  closed(connection: Connection): void {
-    this.#links.closed(connection);
+  closed({ tunnels }: Connection): void {
+    for (const tunnel of (tunnels ?? []) as Iterable<Tunnel>) {
+      tunnel.say('end');
+      tunnel.leave();
+    }
   }
 
   /** Brings a socket to what a claim stands for: a controller, or a target with its token id and frame. */
@@ -148,23 +153,25 @@ export class Cluster implements ClusterOfSockets {
     jti?: string,
     frame = '',
   ): Promise<RejectReason | undefined> {
-    if (!this.#isUp) return 'relay_unavailable';
-    const owner = ownerOf(claim);
+    const [owner = ''] = claim.split('.');
     if (owner === this.id) return this.#enter(socket, claim, frame);
     return new Tunnel(this.#links, owner, this.#newName(), socket, jti).open(claim, frame);
   }
 
   /** Joins a peer to the session that a claim stands for or, where it brings a frame, announces it to the watch. */
-  #enter(peer: Peer, claim: string, frame: string): RejectReason | undefined {
+  #enter(peer: Peer, name: string, frame: string): RejectReason | undefined {
     const { sessions, watches } = this.sockets;
-    const what = this.#claims.get(claim)?.what;
+    const claim = this.#claims.get(name);
+    const what = claim?.what;
     const now = this.now();
     if (frame !== '') {
       // It was watched when the token was burned, and may not be any more.
       if (!what || 'otc' in what || !watches.find(what.jti, now)) return 'watcher_disconnected';
       return watches.tell(peer, what, frame);
     }
-    if (!what || !('otc' in what) || !sessions.find(what.otc, now)) return 'otc_not_found';
+    if (!claim || !what || !('otc' in what) || !sessions.find(what.otc, now)) {
+      return 'otc_not_found';
+    }
     const refusal = sessions.join(peer, what, now);
     // The pairing may last longer than the wait for it.
     if (!refusal) this.#update(claim);
@@ -176,63 +183,55 @@ export class Cluster implements ClusterOfSockets {
   /**
    * Claims a key for what `open` then returns, unless that is an error code.
    * @param keys The first is to be claimed.
-   * @param claim A claim that is renewed.
+   * @param renewed A claim that there is already.
    */
   async #claim(
     script: Script,
     keys: string[],
     values: number[],
     open: () => Owned | ErrorCode,
-    claim = this.#newName(),
+    renewed?: Claim,
   ): Promise<ErrorCode | undefined> {
-    const refused = this.#refusal;
-    if (refused) return refused;
-    const isRenewed = this.#claims.has(claim);
-    const answer = await this.#ask(script, /^ok$/, keys, [claim, ...values]);
-    const what = answer === 'ok' ? (this.#refusal ?? open()) : (answer as ErrorCode);
+    if (this.sockets.connections.draining) return 'relay_draining';
+    if (!this.isUp) return 'relay_unavailable';
+    const claim = renewed ?? { name: this.#newName(), key: keys[0] as string, what: undefined };
+    const answer = await this.#ask(script, keys, [claim.name, ...values]);
     // Redis has nothing of it.
-    if (answer !== 'ok' && what !== 'relay_unavailable') return what as ErrorCode;
-    const claimed = this.#claims.get(claim) ?? { key: keys[0] as string, what: undefined };
-    this.#claims.set(claim, claimed);
+    if (isReason(answer) && answer !== 'relay_unavailable') return answer as ErrorCode;
+    const what = answer === 'ok' ? open() : 'relay_unavailable';
+    this.#claims.set(claim.name, claim);
     if (typeof what !== 'string') {
-      claimed.what = what;
+      claim.what = what;
       this.#claimOf.set(what, claim);
       what.onEnd = () => {
-        claimed.what = undefined;
+        claim.what = undefined;
         this.#update(claim);
         const guest = 'otc' in what ? what.controller : what.target;
         if (guest instanceof Guest) guest.end();
       };
     }
     // What was to be renewed may have ended meanwhile, which released the claim.
-    if (isRenewed || typeof what === 'string') this.#update(claim);
+    if (renewed || typeof what === 'string') this.#update(claim);
     return typeof what === 'string' ? what : undefined;
   }
 
-  get #refusal(): 'relay_draining' | 'relay_unavailable' | undefined {
-    if (this.sockets.connections.draining) return 'relay_draining';
-    return this.#isUp ? undefined : 'relay_unavailable';
-  }
-
   /** Tells Redis what has become of a claim. Where that fails, it is done when Redis is back. */
-  #update(claim: string): void {
+  #update(claim: Claim): void {
     this.#updated(claim).catch(() => {});
   }
 
   /** Keeps a claim for as long as what holds it may last, or releases it. */
-  async #updated(claim: string): Promise<void> {
-    const claimed = this.#claims.get(claim);
-    if (!claimed) return;
-    const { key, what } = claimed;
-    if (what) {
-      const end = 'otc' in what ? this.sockets.pairing.lastEndOf(what) : what.since + WATCH_TTL_MS;
-      const ttlMs = Math.max(1, Math.ceil(end - this.now()));
-      const isHeld = await this.redis.run('hold', [key], [claim, ttlMs]);
-      if (isHeld === 0 && claimed.what === what) this.#taken(what);
-    } else {
-      const isReleased = (await this.redis.run('release', [key], [claim])) === 1;
-      if (isReleased && !claimed.what) this.#claims.delete(claim);
+  async #updated(claim: Claim): Promise<void> {
+    const { name, key, what } = claim;
+    if (!what) {
+      await this.redis.run('release', [key], [name]);
+      if (!claim.what) this.#claims.delete(name);
+      return;
     }
+    const end = 'otc' in what ? this.sockets.pairing.lastEndOf(what) : what.since + WATCH_TTL_MS;
+    const ttlMs = Math.max(1, Math.ceil(end - this.now()));
+    const isHeld = await this.redis.run('hold', [key], [name, ttlMs]);
+    if (isHeld === 0 && claim.what === what) this.#taken(what);
   }
 
   /** Another instance has claimed it. */
@@ -245,44 +244,16 @@ export class Cluster implements ClusterOfSockets {
     }
   }
 
-  /** Comes to what a script answers, if that is as expected or an error code, and else to `relay_unavailable`. */
-  async #ask(
-    script: Script,
-    expected: RegExp,
-    keys: string[],
-    values: (string | number)[],
-  ): Promise<string> {
-    if (!this.#isUp) return 'relay_unavailable';
-    const answer = await this.redis.run(script, keys, values).then(String, () => '');
-    return expected.test(answer) || isReason(answer) ? answer : 'relay_unavailable';
+  /** Comes to what a script answers, or to `relay_unavailable`. */
+  async #ask(script: Script, keys: string[], values: (string | number)[]): Promise<string> {
+    const answer = this.isUp && (await this.redis.run(script, keys, values).catch(() => false));
+    return this.isUp ? String(answer) : 'relay_unavailable';
   }
 
   /** A name for a claim or a link. */
   #newName(): string {
     this.#lastName += 1;
     return `${this.id}.${this.#lastName}`;
-  }
-
-  #key(name: string): string {
-    return this.config.redisPrefix + name;
-  }
-
-  #jtiKey(jti: string): string {
-    return this.#key(`jti:${hash(jti)}`);
-  }
-
-  #codeKeys(peer: Peer, otc: string): string[] {
-    const clients = this.#clientKeys('failed-codes', peer);
-    return [this.#key(`code:${otc}`), this.#key(`failed-on:${otc}`), ...clients];
-  }
-
-  get #codeLimits(): [number, number] {
-    return [this.config.maxFailedCodes, this.config.maxFailedPerCode];
-  }
-
-  /** One key for each network that an attempt of a client counts for. */
-  #clientKeys(limit: string, { client }: Peer): string[] {
-    return networksOf(client).map((network) => this.#key(`${limit}:${network}`));
   }
 
   // What other instances say.
@@ -293,18 +264,12 @@ export class Cluster implements ClusterOfSockets {
       this.log.warn('another program, or another version, sent a message that is not understood');
       return;
     }
+    if (!this.isUp) return;
     const [from, items] = message;
-    if (this.#isUp) for (const item of items) this.#handle(from, item);
-  }
-
-  /** A fault of ours ends the one socket that it happened on. */
-  #handle(from: string, item: Item): void {
-    try {
+    for (const item of items) {
       if (item[0] === 'over') this.#links.lose(from, 'relay_unavailable');
       else if (item[0] === 'open') this.#admit(from, item);
       else this.#links.hear(from, item);
-    } catch (error) {
-      this.sockets.answers.failed(this.#links.find(from, item[1])?.peer, error);
     }
   }
 
@@ -312,9 +277,11 @@ export class Cluster implements ClusterOfSockets {
     // A link that is there already is nothing that an instance would ask for.
     if (this.#links.ends.has(link)) return;
     const guest = new Guest(this.#links, from, link, client);
-    const refusal = this.#enter(guest, claim, frame);
-    if (refusal) guest.end(refusal);
-    else guest.say('opened');
+    this.sockets.answers.guard(guest, () => {
+      const refusal = this.#enter(guest, claim, frame);
+      if (refusal) guest.end(refusal);
+      else guest.say('opened');
+    });
   }
 
   // Whether Redis is in reach.
@@ -325,14 +292,13 @@ export class Cluster implements ClusterOfSockets {
     this.#isBeating = true;
     this.#links.beat();
     try {
-      const keys = [this.#key('probe'), this.#key('burnt')];
       const instances = [this.id, ...this.#links.instances];
-      const answer = await this.redis.run('beat', keys, instances);
+      const answer = await this.redis.run('beat', ['probe', 'burnt'], instances);
       const [, burnt, ...absent] = answer as [number, number, ...string[]];
       this.#burnt = burnt;
       if (absent.includes(this.id)) throw new Error('it does not know this instance any more');
       for (const instance of absent) this.#links.lose(instance, 'peer_disconnected');
-      if (!this.#isUp) await this.#up();
+      if (!this.isUp) await this.#up();
     } catch (error) {
       this.#down((error as Error).message);
     }
@@ -341,37 +307,28 @@ export class Cluster implements ClusterOfSockets {
 
   /** Puts right what Redis knows of this instance: it may know too much, or have come back empty. */
   async #up(): Promise<void> {
-    const claims = [...this.#claims.keys()];
+    const claims = [...this.#claims.values()];
     while (claims.length > 0) {
       await Promise.all(claims.splice(0, BATCH).map((claim) => this.#updated(claim)));
     }
     // Whoever is linked with it was so before it went down, and may not know that this is over.
     this.#links.send(ALL, ['over', '', '', 0]);
-    this.#isUp = true;
-    this.onUp();
+    if (this.problem) this.log.info('Redis is in reach again');
+    this.problem = undefined;
   }
 
   /** From now on this instance is on its own: what crossed is over, and pairs within it go on. */
-  #down(reason: string): void {
-    const isNews = this.#isUp || reason !== this.problem;
-    this.problem = reason;
-    if (isNews) {
-      this.log.warn('Redis is out of reach: only pairings within this instance go on', {
-        problem: reason,
-      });
+  #down(problem: string): void {
+    if (problem !== this.problem) {
+      this.log.warn('Redis is out of reach: only pairings within this instance go on', { problem });
     }
-    if (!this.#isUp) return;
-    this.#isUp = false;
-    for (const instance of this.#links.instances) {
-      this.#links.lose(instance, 'relay_unavailable');
-    }
+    this.problem = problem;
+    for (const instance of this.#links.instances) this.#links.lose(instance, 'relay_unavailable');
   }
 
   /** Leaves for good, once everything that was said has gone out. */
   async leave(): Promise<void> {
-    await this.#links.settled();
-    this.#isUp = false;
-    this.redis.onLost = () => {};
+    await this.#links.settled;
     this.redis.close();
   }
 }
@@ -389,24 +346,22 @@ export async function joinCluster(
 ): Promise<{ leave: () => Promise<void> }> {
   const id = Buffer.from(crypto.getRandomValues(new Uint8Array(9))).toString('base64url');
   const url = config.redisUrl as RedisUrl;
-  const redis = new RedisConnection(url, `${config.redisPrefix}inbox:`, id);
+  const redis = new RedisConnection(url, config.redisPrefix, id);
   const cluster = new Cluster(id, config, sockets, redis, log, now);
-  const { promise: isUp, resolve } = Promise.withResolvers<boolean>();
-  cluster.onUp = () => resolve(true);
   const timer = setInterval(() => void cluster.beat(), BEAT_MS);
-  const deadline = setTimeout(() => resolve(false), START_WAIT_MS);
   const leave = async (): Promise<void> => {
     clearInterval(timer);
     await cluster.leave();
   };
   log.info('waiting for Redis', { redis: url, atMostMs: START_WAIT_MS });
-  if (!(await isUp)) {
+  const deadline = performance.now() + START_WAIT_MS;
+  while (!cluster.isUp && performance.now() < deadline) await Bun.sleep(5);
+  if (!cluster.isUp) {
     await leave();
-    throw new RedisError(`REDIS_URL: ${url.toString()} can’t be used: ${cluster.problem}`);
+    const problem = cluster.problem || 'no answer yet';
+    throw new RedisError(`REDIS_URL: ${url.toString()} can’t be used: ${problem}`);
   }
-  clearTimeout(deadline);
   await warnOfMemory(redis, config, log);
-  cluster.onUp = () => log.info('Redis is in reach again');
   sockets.cluster = cluster;
   return { leave };
 }

@@ -3,12 +3,19 @@
  * instance is a tunnel, which passes frames on and knows no rules. Its end at the owner's instance is a guest, which is
  * a peer like any other, except that what is sent to it goes to the tunnel.
  */
+import { setImmediate } from 'node:timers/promises';
 import { WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
 import type { Config } from '../config.ts';
 import type { Clock, Connection, Tunnel as SocketTunnel } from '../connection.ts';
 import type { Peer, Session, Watch } from '../peer.ts';
 import type { Sockets } from '../socket.ts';
-import { closes, type CloseReason, isReason, type RejectReason } from '../wire/codes.ts';
+import {
+  closes,
+  type CloseReason,
+  type ErrorCode,
+  isReason,
+  type RejectReason,
+} from '../wire/codes.ts';
 import type { Item, Word } from './messages.ts';
 import type { Redis } from './redis.ts';
 
@@ -20,8 +27,8 @@ const ANSWER_BEATS = 4;
 const MARGIN_MS = 5000;
 /** Bytes that may wait in this process for Redis, of all clients together. */
 const MAX_WAITING_BYTES = 64 * 1024 * 1024;
-/** What an item counts for beside its text. */
-const ITEM_BYTES = 64;
+/** What an item counts for: its text, and the rest with room to spare. */
+const bytesOf = (item: Item): number => 64 + item[2].length;
 
 /** Why everything with an instance has ended: Redis is out of reach, or the instance has gone. */
 type Loss = 'relay_unavailable' | 'peer_disconnected';
@@ -97,10 +104,8 @@ export class Guest extends End implements Peer {
     if (word === 'frame') sessions.forward(this, text, count, now);
     else if (word === 'done') sessions.done(this, now);
     else if (word === 'end') this.lose('peer_disconnected');
-    else if (word === 'close' && text === 'session_data_limit') sessions.overLimit(this, now);
-    else if (word === 'close' && this.session && isCloseReason(text)) {
-      sessions.abort(this.session, text, now);
-    }
+    else if (text === 'session_data_limit') sessions.overLimit(this, now);
+    else if (text === 'slow_consumer' && this.session) sessions.abort(this.session, text, now);
   }
 
   lose(why: Loss): void {
@@ -120,11 +125,8 @@ export class Guest extends End implements Peer {
 }
 
 export class Tunnel extends End implements SocketTunnel {
-  /** Resolves when the owner has answered, with the error code if it refused. */
-  #answer = Promise.withResolvers<RejectReason | undefined>();
-  #isOpen = false;
-  /** Whether the owner was asked something and has not answered yet. */
-  #isAsked = true;
+  /** What the owner was asked and has not answered yet. It comes to the error code if the owner refuses. */
+  #question: PromiseWithResolvers<RejectReason | undefined> | undefined;
   /** Frames that the socket sent. */
   #sent = 0;
 
@@ -137,15 +139,12 @@ export class Tunnel extends End implements SocketTunnel {
     private readonly jti: string | undefined,
   ) {
     super(links, instance, link, peer.client);
-    this.deadline = links.beats + ANSWER_BEATS;
     (peer.tunnels ??= new Set()).add(this);
   }
 
   /** Asks the owner of a claim to let the socket in, with its frame if that is for a watch. */
   open(claim: string, frame: string): Promise<RejectReason | undefined> {
-    const isSent = this.links.send(this.instance, ['open', this.link, frame, claim, this.client]);
-    if (!isSent) this.leave('relay_unavailable');
-    return this.#answer.promise;
+    return this.#ask(['open', this.link, frame, claim, this.client]);
   }
 
   forward(frame: string, bytes: number): void {
@@ -155,26 +154,25 @@ export class Tunnel extends End implements SocketTunnel {
   }
 
   /** Resolves when the owner has ended the session: only then may the socket's next frame find the code free. */
-  done(): Promise<undefined> {
+  done(): Promise<ErrorCode | undefined> {
     this.#sent += 1;
-    this.#ask('done');
-    return this.#answer.promise as Promise<undefined>;
+    return this.#ask(['done', this.link, '', 0]) as Promise<ErrorCode | undefined>;
   }
 
   abort(why: 'session_data_limit'): void {
-    this.#ask('close', why);
+    this.say('close', why);
   }
 
-  #ask(word: Word, text?: string): void {
-    this.#answer = Promise.withResolvers();
-    this.#isAsked = true;
+  #ask(item: Item): Promise<RejectReason | undefined> {
+    this.#question = Promise.withResolvers();
     this.deadline = this.links.beats + ANSWER_BEATS;
-    this.say(word, text);
+    if (!this.links.send(this.instance, item)) this.leave('relay_unavailable');
+    return this.#question.promise;
   }
 
   /** A frame went either way. */
   #isActive(): void {
-    if (this.#isAsked) return;
+    if (this.#question) return;
     const ttlMs = this.jti === undefined ? this.links.config.sessionTtlMs : WATCH_TTL_MS;
     this.deadline = this.links.beats + (ttlMs + MARGIN_MS) / BEAT_MS;
   }
@@ -182,11 +180,10 @@ export class Tunnel extends End implements SocketTunnel {
   hear(word: Word, text: string, count: number): void {
     const { peer } = this;
     if (word === 'opened') {
-      this.#isOpen = true;
-      this.#isAsked = false;
+      this.#question?.resolve(undefined);
+      this.#question = undefined;
       this.#isActive();
       if (this.jti === undefined) peer.tunnel = this;
-      this.#answer.resolve(undefined);
     } else if (word === 'frame') {
       this.#isActive();
       if (!peer.trySend(text)) this.#tooSlow();
@@ -210,9 +207,10 @@ export class Tunnel extends End implements SocketTunnel {
 
   lose(why: Loss): void {
     const { answers } = this.links.sockets;
-    // A socket that was never let in is told by the answer to its question.
-    this.leave(this.#isOpen ? undefined : 'relay_unavailable');
-    if (!this.#isOpen) return;
+    const isAsked = this.#question !== undefined;
+    this.leave('relay_unavailable');
+    // The socket is told by the answer to its question.
+    if (isAsked) return;
     if (this.jti === undefined) return answers.refuse(this.peer, why);
     const isAlone = why === 'peer_disconnected';
     answers.reject(this.peer, this.jti, isAlone ? 'watcher_disconnected' : why);
@@ -225,17 +223,18 @@ export class Tunnel extends End implements SocketTunnel {
     peer.tunnels?.delete(this);
     if (peer.tunnel === this) peer.tunnel = undefined;
     peer.idleSince = links.now();
-    this.#answer.resolve(refusal);
+    this.#question?.resolve(refusal);
   }
 }
 
 export class Links {
   /** By link: every end at this instance. */
   readonly ends = new Map<string, End>();
-  /** What is still to be said, by instance. */
-  readonly #outboxes = new Map<string, { items: Item[]; bytes: number }>();
-  readonly #underWay = new Set<Promise<void>>();
-  waitingBytes = 0;
+  /** What is said at the end of this turn of the loop, by instance. */
+  readonly #outboxes = new Map<string, Item[]>();
+  #waitingBytes = 0;
+  /** Resolves when all that was said until now has reached Redis, which answers in order, or never will. */
+  settled = Promise.resolve();
   /** Beats so far. Deadlines count them, since time passes for answers that wait to be read while this process hangs. */
   beats = 0;
 
@@ -247,12 +246,9 @@ export class Links {
     readonly now: Clock,
   ) {}
 
-  get guests(): number {
-    return this.ends.values().reduce((sum, end) => sum + Number(end instanceof Guest), 0);
-  }
-
-  get tunnels(): number {
-    return this.ends.size - this.guests;
+  get books(): { tunnels: number; guests: number; waitingBytes: number } {
+    const guests = this.ends.values().reduce((sum, end) => sum + Number(end instanceof Guest), 0);
+    return { tunnels: this.ends.size - guests, guests, waitingBytes: this.#waitingBytes };
   }
 
   /** The instances at the other ends. */
@@ -260,22 +256,12 @@ export class Links {
     return new Set(this.ends.values().map(({ instance }) => instance));
   }
 
-  find(instance: string, link: string): End | undefined {
-    const end = this.ends.get(link);
-    return end?.instance === instance ? end : undefined;
-  }
-
-  /** A socket has closed. */
-  closed({ tunnels }: Connection): void {
-    for (const tunnel of (tunnels ?? []) as Iterable<Tunnel>) {
-      tunnel.say('end');
-      tunnel.leave();
-    }
-  }
-
+  /** A fault of ours ends the one socket that it happened on. */
   hear(from: string, [word, link, text, count]: Exclude<Item, ['open', ...unknown[]]>): void {
-    const end = this.find(from, link);
-    if (end) end.hear(word, text, count);
+    const end = this.ends.get(link);
+    if (end?.instance === from) {
+      this.sockets.answers.guard(end.peer, () => end.hear(word, text, count));
+    }
     // The tunnel gave up waiting for this, and the owner may not know.
     else if (word === 'opened') this.send(from, ['end', link, '', 0]);
   }
@@ -292,7 +278,11 @@ export class Links {
 
   /** Everything with an instance is over. */
   lose(instance: string, why: Loss): void {
-    for (const end of this.ends.values()) if (end.instance === instance) end.lose(why);
+    for (const end of this.ends.values()) {
+      if (end.instance === instance) {
+        this.sockets.answers.guard(end.peer, () => end.lose(why));
+      }
+    }
   }
 
   /**
@@ -300,41 +290,27 @@ export class Links {
    * @returns False where too much waits for Redis to carry one more frame. What is not a frame is always taken.
    */
   send(to: string, item: Item): boolean {
-    const bytes = ITEM_BYTES + item[2].length;
+    const bytes = bytesOf(item);
     const isFrame = item[0] === 'frame' || item[0] === 'open';
-    if (isFrame && this.waitingBytes + bytes > MAX_WAITING_BYTES) return false;
-    let outbox = this.#outboxes.get(to);
-    if (!outbox) {
-      outbox = { items: [], bytes: 0 };
-      this.#outboxes.set(to, outbox);
-      setImmediate(() => this.#flush(to));
-    }
-    outbox.items.push(item);
-    outbox.bytes += bytes;
-    this.waitingBytes += bytes;
+    if (isFrame && this.#waitingBytes + bytes > MAX_WAITING_BYTES) return false;
+    this.#waitingBytes += bytes;
+    const outbox = this.#outboxes.get(to);
+    if (outbox) outbox.push(item);
+    else this.settled = this.#flush(to, [item]);
     return true;
   }
 
-  #flush(to: string): void {
-    const outbox = this.#outboxes.get(to);
-    if (!outbox) return;
+  async #flush(to: string, items: Item[]): Promise<void> {
+    this.#outboxes.set(to, items);
+    await setImmediate();
     this.#outboxes.delete(to);
-    const sending = this.redis
-      .run('publish', [], [to, JSON.stringify([this.id, outbox.items])])
-      .then((heard) => {
-        if (heard === 0) this.lose(to, 'peer_disconnected');
-      })
-      .catch(() => {}) // Redis is out of reach then, which ends everything with every instance.
-      .finally(() => {
-        this.waitingBytes -= outbox.bytes;
-        this.#underWay.delete(sending);
-      });
-    this.#underWay.add(sending);
-  }
-
-  /** Sends what is still to be said, and waits until Redis has it. */
-  async settled(): Promise<void> {
-    for (const to of this.#outboxes.keys()) this.#flush(to);
-    await Promise.all(this.#underWay);
+    try {
+      const text = JSON.stringify([this.id, items]);
+      const heard = await this.redis.run('publish', [], [to, text]);
+      if (heard === 0) this.lose(to, 'peer_disconnected');
+    } catch {
+      // Redis is out of reach, which ends everything with every instance.
+    }
+    for (const item of items) this.#waitingBytes -= bytesOf(item);
   }
 }

@@ -14,23 +14,16 @@ const RETRY_MS = 250;
 export const ALL = 'all';
 
 /** What the cluster needs of Redis, so that the simulation of the tests can stand in for it. */
-export interface Redis {
-  /** Runs a script. Rejects where no answer came in time; Redis does not run it later either. */
-  run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown>;
-  close(): void;
-  /** The connection is open, for the first time or again. */
-  onReady: () => void;
-  onMessage: (text: string) => void;
-  /** Redis is out of reach, or refuses to work, with the reason in one line. What was said meanwhile may be lost. */
-  onLost: (reason: string) => void;
-}
+export type Redis = Pick<RedisConnection, 'run' | 'close' | 'onReady' | 'onMessage' | 'onLost'>;
 
 /** Messages of the library that say only that something went wrong before. */
 const FOLLOWS = /^(?:Connection is closed|Stream isn't|Command timed out|Socket timeout)/;
 
-export class RedisConnection implements Redis {
+export class RedisConnection {
+  /** The connection is open, for the first time or again. */
   onReady: () => void = () => {};
   onMessage: (text: string) => void = () => {};
+  /** Redis is out of reach, or refuses to work, with the reason in one line. What was said meanwhile may be lost. */
   onLost: (reason: string) => void = () => {};
   readonly #client: Client;
   /** It is in its database, and has its subscriptions. */
@@ -40,16 +33,20 @@ export class RedisConnection implements Redis {
   /** What Redis, or the way to it, last complained of, until a command works again. */
   #complaint: string | undefined;
 
+  readonly #inboxes: string;
+
   /**
-   * @param inboxes What the name of every instance's inbox begins with.
+   * @param prefix What the name of every key and inbox begins with.
    * @param id This instance, whose inbox is listened to.
    */
   constructor(
     private readonly url: RedisUrl,
-    private readonly inboxes: string,
+    prefix: string,
     private readonly id: string,
   ) {
+    this.#inboxes = `${prefix}inbox:`;
     this.#client = new Client(url.href, {
+      keyPrefix: prefix,
       connectionName: 'amesh-relay',
       disableClientInfo: true,
       scripts: sources,
@@ -82,7 +79,7 @@ export class RedisConnection implements Redis {
       await this.#client.hello(3);
       // The library goes on with database 0 where the one asked for does not exist.
       await this.#client.select(this.url.database);
-      await this.#client.subscribe(this.inboxes + this.id, this.inboxes + ALL);
+      await this.#client.subscribe(this.#inboxes + this.id, this.#inboxes + ALL);
       this.#isOpen = true;
       this.onReady();
     } catch (error) {
@@ -91,6 +88,7 @@ export class RedisConnection implements Redis {
     }
   }
 
+  /** Runs a script. Rejects where no answer came in time; Redis does not run it later either. */
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
     // A beat changes nothing, and tells what Redis' clock says.
     const deadline =
@@ -100,7 +98,13 @@ export class RedisConnection implements Redis {
     const scripts = this.#client as unknown as Record<Script, (...args: unknown[]) => unknown>;
     try {
       if (!this.#isOpen) throw new Error('Connection is closed.');
-      const answer = await scripts[script](keys.length, ...keys, deadline, this.inboxes, ...values);
+      const answer = await scripts[script](
+        keys.length,
+        ...keys,
+        deadline,
+        this.#inboxes,
+        ...values,
+      );
       // The answer took its time, so the true offset is a little more, and a deadline a little early.
       if (script === 'beat') this.#clockOffset = (answer as number[])[0]! - performance.now();
       this.#complaint = undefined;
@@ -116,6 +120,7 @@ export class RedisConnection implements Redis {
   }
 
   close(): void {
+    this.onLost = () => {};
     this.#client.disconnect();
   }
 

@@ -12,7 +12,7 @@ import { NETWORK_FACTOR, WINDOW_MS } from '../admission/limits.ts';
 const PRELUDE = `
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if now > tonumber(ARGV[1]) then return 'late' end
+if now > tonumber(ARGV[1]) then return redis.error_reply('LATE A command took too long to arrive') end
 
 local function listens(instance)
   return redis.call('PUBSUB', 'NUMSUB', ARGV[2] .. instance)[2] > 0
