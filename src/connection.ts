@@ -21,6 +21,8 @@ export interface Tunnel {
   done(): Promise<ErrorCode | undefined>;
   /** Ends the session and closes both sides with the close code of the reason. */
   abort(why: 'session_data_limit'): void;
+  /** The socket has closed. */
+  end(): void;
 }
 
 /** A socket of this instance. Bun stores it as `ws.data`. */

@@ -57,16 +57,12 @@ export type BunServer = Server<Connection>;
 export interface Cluster {
   /** Whether Redis is reachable. */
   readonly isUp: boolean;
-  /** Sockets of this instance whose session or announcement another instance owns. */
-  readonly tunnels: number;
   /** The number of entries in each of its collections. */
   readonly books: Record<string, number>;
   listen(target: Connection, otc: string): Promise<ErrorCode | undefined>;
   connect(controller: Connection, otc: string): Promise<ErrorCode | undefined>;
   watch(watcher: Connection, jti: string): Promise<ErrorCode | undefined>;
   announce(target: Connection, jti: string, frame: string): Promise<RejectReason | undefined>;
-  /** Tells the owners of a socket's sessions and watches that it has closed. */
-  closed(connection: Connection): void;
 }
 
 /** Whether a socket's frames have to wait in its queue. */
@@ -112,7 +108,7 @@ export class Sockets {
 
   /** What a drain waits for: the number of sessions and of announcements without an answer. */
   get underWay(): number {
-    return this.pairing.size + this.bootstrap.unanswered + (this.cluster?.tunnels ?? 0);
+    return this.pairing.size + this.bootstrap.unanswered + (this.cluster?.books.tunnels ?? 0);
   }
 
   /** The number of entries in each collection of the relay. */
@@ -227,7 +223,7 @@ export class Sockets {
       this.watches.leave(connection, 'watcher_disconnected', now);
       // Only now, since a topic reaches the other peer from here too, with fewer writes to its socket.
       connection.isGone = true;
-      this.cluster?.closed(connection);
+      connection.tunnels?.forEach((tunnel) => tunnel.end());
       this.answers.trace(connection.client, 'disconnected');
     });
   }

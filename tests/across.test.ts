@@ -90,7 +90,7 @@ test('an owner that hangs later on does not keep a controller, or a target that 
   expect(machine.heard).toEqual([
     { type: 'bootstrap_reject', jti: 'bt_1', error: 'relay_unavailable' },
   ]);
-  expect(b.sockets.cluster?.tunnels).toBe(0);
+  expect(b.sockets.books.tunnels).toBe(0);
 });
 
 test('an answer that comes after its asker gave up leaves nobody alone in a session', async () => {

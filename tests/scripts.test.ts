@@ -1,9 +1,9 @@
 /** The scripts in Redis give the same answers as the model of them that the simulation uses. */
-import { expect, test } from 'bun:test';
+import { expect, spyOn, test } from 'bun:test';
 import type { Script } from '../src/cluster/scripts.ts';
 import { RedisConnection } from '../src/cluster/redis.ts';
 import { RedisUrl } from '../src/cluster/redis-url.ts';
-import { redisServer, startRedis } from './redis.ts';
+import { redisServer, startRedis, type TestRedis } from './redis.ts';
 import { seeded } from './random.ts';
 import { ModelRedis } from './simulation.ts';
 import { afterThisTest, within } from './support.ts';
@@ -32,6 +32,15 @@ const answers = [
   'hold: 0',
 ];
 
+async function connect(redis: TestRedis): Promise<RedisConnection> {
+  const bus = new RedisConnection(new RedisUrl(redis.url), 'p:', 'a');
+  afterThisTest(() => bus.close());
+  const ready = Promise.withResolvers<void>();
+  bus.onReady = () => ready.resolve();
+  await within(ready.promise, 'the connection');
+  return bus;
+}
+
 test.skipIf(!redisServer)(
   'Redis and its model answer alike',
   async () => {
@@ -39,11 +48,7 @@ test.skipIf(!redisServer)(
     const random = seeded(seed);
     const pick = <T>(from: readonly T[]): T => from[Math.floor(random() * from.length)] as T;
     const redis = await startRedis();
-    const bus = new RedisConnection(new RedisUrl(redis.url), 'p:', 'a');
-    afterThisTest(() => bus.close());
-    const ready = Promise.withResolvers<void>();
-    bus.onReady = () => ready.resolve();
-    await within(ready.promise, 'the connection');
+    const bus = await connect(redis);
     const model = new ModelRedis(
       (instance) => instance === 'a',
       (instance) => Number(instance === 'a'),
@@ -112,3 +117,20 @@ test.skipIf(!redisServer)(
   },
   60_000,
 );
+
+test.skipIf(!redisServer)('what comes to Redis too late fails, and changes nothing', async () => {
+  const redis = await startRedis();
+  const bus = await connect(redis);
+  await bus.run('beat', ['probe', 'burnt'], []);
+  const lost: string[] = [];
+  bus.onLost = (reason) => lost.push(reason);
+  const clock = spyOn(performance, 'now').mockReturnValue(performance.now() - 5000);
+  const late = [
+    bus.run('hold', ['code:1'], ['a.1', 1000]),
+    bus.run('publish', [], ['a', 'a frame that must not be lost without a word']),
+  ];
+  clock.mockRestore();
+  for (const { status } of await Promise.allSettled(late)) expect(status).toBe('rejected');
+  expect(lost).toEqual(Array(2).fill('LATE it took too long to arrive'));
+  expect(await redis.command('KEYS', '*')).toBe('');
+});

@@ -41,8 +41,6 @@ interface Claim {
 const hash = (jti: string): string =>
   Buffer.from(Bun.SHA256.hash(jti).buffer).toString('base64url').slice(0, 22);
 
-const jtiKey = (jti: string): string => `jti:${hash(jti)}`;
-
 /** One key for each network that an attempt of a client counts for. */
 const clientKeys = (limit: string, { client }: Peer): string[] =>
   networksOf(client).map((network) => `${limit}:${network}`);
@@ -54,7 +52,7 @@ const codeKeys = (peer: Peer, otc: string): string[] => [
 ];
 
 export class Cluster implements ClusterOfSockets {
-  readonly #links: Links;
+  readonly links: Links;
   /** By name. */
   readonly #claims = new Map<string, Claim>();
   readonly #claimOf = new WeakMap<Owned, Claim>();
@@ -74,7 +72,7 @@ export class Cluster implements ClusterOfSockets {
     private readonly log: Log,
     private readonly now: Clock,
   ) {
-    this.#links = new Links(id, redis, sockets, config, now);
+    this.links = new Links(id, redis, sockets, config, now);
     redis.onMessage = (json) => this.#hear(json);
     redis.onLost = (reason) => this.#down(reason);
     redis.onReady = () => void this.beat();
@@ -84,12 +82,8 @@ export class Cluster implements ClusterOfSockets {
     return this.problem === undefined;
   }
 
-  get tunnels(): number {
-    return this.#links.books.tunnels;
-  }
-
   get books(): Record<string, number> {
-    return { ...this.#links.books, claims: this.#claims.size, burnt: this.#burnt };
+    return { ...this.links.books, claims: this.#claims.size, burnt: this.#burnt };
   }
 
   // What a socket of this instance asks. Each comes to the error code where the answer is no.
@@ -106,7 +100,7 @@ export class Cluster implements ClusterOfSockets {
   }
 
   async watch(watcher: Connection, jti: string): Promise<ErrorCode | undefined> {
-    const keys = [jtiKey(jti), ...clientKeys('watches', watcher)];
+    const keys = [`jti:${hash(jti)}`, ...clientKeys('watches', watcher)];
     const values = [WATCH_TTL_MS, this.config.maxWatches];
     const held = this.sockets.bootstrap.find(jti);
     const claim = held?.watcher === watcher ? this.#claimOf.get(held) : undefined;
@@ -133,17 +127,11 @@ export class Cluster implements ClusterOfSockets {
     frame: string,
   ): Promise<RejectReason | undefined> {
     const { maxRefusedInits, maxBurnt } = this.config;
-    const keys = [jtiKey(jti), 'burnt', ...clientKeys('refused-inits', target)];
-    const values = [hash(jti), BURNT_TTL_MS, maxRefusedInits, maxBurnt];
+    const id = hash(jti);
+    const keys = [`jti:${id}`, 'burnt', ...clientKeys('refused-inits', target)];
+    const values = [id, BURNT_TTL_MS, maxRefusedInits, maxBurnt];
     const claim = await this.#ask('burn', keys, values);
     return isReason(claim) ? claim : this.#reach(target, claim, jti, frame);
-  }
-
-  closed({ tunnels }: Connection): void {
-    for (const tunnel of (tunnels ?? []) as Iterable<Tunnel>) {
-      tunnel.say('end');
-      tunnel.leave();
-    }
   }
 
   /** Brings a socket to what a claim stands for: a controller, or a target with its token id and frame. */
@@ -155,7 +143,7 @@ export class Cluster implements ClusterOfSockets {
   ): Promise<RejectReason | undefined> {
     const [owner = ''] = claim.split('.');
     if (owner === this.id) return this.#enter(socket, claim, frame);
-    return new Tunnel(this.#links, owner, this.#newName(), socket, jti).open(claim, frame);
+    return new Tunnel(this.links, owner, this.#newName(), socket, jti).open(claim, frame);
   }
 
   /** Joins a peer to the session that a claim stands for or, where it brings a frame, announces it to the watch. */
@@ -267,16 +255,17 @@ export class Cluster implements ClusterOfSockets {
     if (!this.isUp) return;
     const [from, items] = message;
     for (const item of items) {
-      if (item[0] === 'over') this.#links.lose(from, 'relay_unavailable');
-      else if (item[0] === 'open') this.#admit(from, item);
-      else this.#links.hear(from, item);
+      if (item[0] === 'over') {
+        this.links.lose('relay_unavailable', ({ instance }) => instance === from);
+      } else if (item[0] === 'open') this.#admit(from, item);
+      else this.links.hear(from, item);
     }
   }
 
   #admit(from: string, [, link, frame, claim, client]: Extract<Item, ['open', ...string[]]>): void {
     // A link that is there already is nothing that an instance would ask for.
-    if (this.#links.ends.has(link)) return;
-    const guest = new Guest(this.#links, from, link, client);
+    if (this.links.ends.has(link)) return;
+    const guest = new Guest(this.links, from, link, client);
     this.sockets.answers.guard(guest, () => {
       const refusal = this.#enter(guest, claim, frame);
       if (refusal) guest.end(refusal);
@@ -290,14 +279,14 @@ export class Cluster implements ClusterOfSockets {
   async beat(): Promise<void> {
     if (this.#isBeating) return;
     this.#isBeating = true;
-    this.#links.beat();
+    this.links.beat();
     try {
-      const instances = [this.id, ...this.#links.instances];
+      const instances = [this.id, ...this.links.instances];
       const answer = await this.redis.run('beat', ['probe', 'burnt'], instances);
       const [, burnt, ...absent] = answer as [number, number, ...string[]];
       this.#burnt = burnt;
       if (absent.includes(this.id)) throw new Error('it does not know this instance any more');
-      for (const instance of absent) this.#links.lose(instance, 'peer_disconnected');
+      this.links.lose('peer_disconnected', ({ instance }) => absent.includes(instance));
       if (!this.isUp) await this.#up();
     } catch (error) {
       this.#down((error as Error).message);
@@ -312,7 +301,7 @@ export class Cluster implements ClusterOfSockets {
       await Promise.all(claims.splice(0, BATCH).map((claim) => this.#updated(claim)));
     }
     // Whoever is linked with it was so before it went down, and may not know that this is over.
-    this.#links.send(ALL, ['over', '', '', 0]);
+    this.links.send(ALL, ['over', '', '', 0]);
     if (this.problem) this.log.info('Redis is in reach again');
     this.problem = undefined;
   }
@@ -323,13 +312,7 @@ export class Cluster implements ClusterOfSockets {
       this.log.warn('Redis is out of reach: only pairings within this instance go on', { problem });
     }
     this.problem = problem;
-    for (const instance of this.#links.instances) this.#links.lose(instance, 'relay_unavailable');
-  }
-
-  /** Leaves for good, once everything that was said has gone out. */
-  async leave(): Promise<void> {
-    await this.#links.settled;
-    this.redis.close();
+    this.links.lose('relay_unavailable', () => true);
   }
 }
 
@@ -351,7 +334,8 @@ export async function joinCluster(
   const timer = setInterval(() => void cluster.beat(), BEAT_MS);
   const leave = async (): Promise<void> => {
     clearInterval(timer);
-    await cluster.leave();
+    await cluster.links.settled;
+    redis.close();
   };
   log.info('waiting for Redis', { redis: url, atMostMs: START_WAIT_MS });
   const deadline = performance.now() + START_WAIT_MS;

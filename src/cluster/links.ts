@@ -33,8 +33,6 @@ const bytesOf = (item: Item): number => 64 + item[2].length;
 /** Why everything with an instance has ended: Redis is out of reach, or the instance has gone. */
 type Loss = 'relay_unavailable' | 'peer_disconnected';
 
-const isCloseReason = (text: string): text is CloseReason => Object.hasOwn(closes, text);
-
 abstract class End {
   /** The beat at which it is given up if nothing is heard until then. */
   deadline = Infinity;
@@ -166,7 +164,7 @@ export class Tunnel extends End implements SocketTunnel {
   #ask(item: Item): Promise<RejectReason | undefined> {
     this.#question = Promise.withResolvers();
     this.deadline = this.links.beats + ANSWER_BEATS;
-    if (!this.links.send(this.instance, item)) this.leave('relay_unavailable');
+    if (!this.links.send(this.instance, item)) this.#leave('relay_unavailable');
     return this.#question.promise;
   }
 
@@ -187,10 +185,10 @@ export class Tunnel extends End implements SocketTunnel {
     } else if (word === 'frame') {
       this.#isActive();
       if (!peer.trySend(text)) this.#tooSlow();
-    } else if (word === 'close' && isCloseReason(text)) {
-      peer.close(text);
+    } else if (word === 'close' && Object.hasOwn(closes, text)) {
+      peer.close(text as CloseReason);
     } else if (word === 'end') {
-      this.leave(text === '' ? undefined : isReason(text) ? text : 'relay_unavailable');
+      this.#leave(text === '' ? undefined : isReason(text) ? text : 'relay_unavailable');
       // Frames that the owner did not hear any more are answered as on one instance.
       for (let late = this.#sent - count; late > 0 && !peer.isClosed; late -= 1) {
         this.links.sockets.answers.refuse(peer, 'no_session');
@@ -201,14 +199,15 @@ export class Tunnel extends End implements SocketTunnel {
   /** One of the two sides does not read. Both are closed. */
   #tooSlow(): void {
     this.say('close', 'slow_consumer');
-    this.leave();
+    this.#leave();
     this.peer.close('slow_consumer');
   }
 
   lose(why: Loss): void {
     const { answers } = this.links.sockets;
     const isAsked = this.#question !== undefined;
-    this.leave('relay_unavailable');
+    this.say('end');
+    this.#leave('relay_unavailable');
     // The socket is told by the answer to its question.
     if (isAsked) return;
     if (this.jti === undefined) return answers.refuse(this.peer, why);
@@ -216,8 +215,14 @@ export class Tunnel extends End implements SocketTunnel {
     answers.reject(this.peer, this.jti, isAlone ? 'watcher_disconnected' : why);
   }
 
+  /** Its socket has closed. */
+  end(): void {
+    this.say('end');
+    this.#leave();
+  }
+
   /** Its socket may go on without it. */
-  leave(refusal?: RejectReason): void {
+  #leave(refusal?: RejectReason): void {
     const { peer, links } = this;
     links.ends.delete(this.link);
     peer.tunnels?.delete(this);
@@ -269,19 +274,13 @@ export class Links {
   /** Gives up what has heard nothing for too long. Goes through all, which takes 0.2 ms for 10,000. */
   beat(): void {
     this.beats += 1;
-    for (const end of this.ends.values()) {
-      if (this.beats <= end.deadline) continue;
-      end.say('end');
-      end.lose('relay_unavailable');
-    }
+    this.lose('relay_unavailable', ({ deadline }) => deadline < this.beats);
   }
 
-  /** Everything with an instance is over. */
-  lose(instance: string, why: Loss): void {
+  /** Ends all links of which the other end is out of reach. */
+  lose(why: Loss, isLost: (end: End) => boolean): void {
     for (const end of this.ends.values()) {
-      if (end.instance === instance) {
-        this.sockets.answers.guard(end.peer, () => end.lose(why));
-      }
+      if (isLost(end)) this.sockets.answers.guard(end.peer, () => end.lose(why));
     }
   }
 
@@ -307,7 +306,7 @@ export class Links {
     try {
       const text = JSON.stringify([this.id, items]);
       const heard = await this.redis.run('publish', [], [to, text]);
-      if (heard === 0) this.lose(to, 'peer_disconnected');
+      if (heard === 0) this.lose('peer_disconnected', ({ instance }) => instance === to);
     } catch {
       // Redis is out of reach, which ends everything with every instance.
     }

@@ -33,18 +33,15 @@ export class RedisConnection {
   /** What Redis, or the way to it, last complained of, until a command works again. */
   #complaint: string | undefined;
 
-  readonly #inboxes: string;
-
   /**
    * @param prefix What the name of every key and inbox begins with.
    * @param id This instance, whose inbox is listened to.
    */
   constructor(
     private readonly url: RedisUrl,
-    prefix: string,
+    private readonly prefix: string,
     private readonly id: string,
   ) {
-    this.#inboxes = `${prefix}inbox:`;
     this.#client = new Client(url.href, {
       keyPrefix: prefix,
       connectionName: 'amesh-relay',
@@ -79,7 +76,8 @@ export class RedisConnection {
       await this.#client.hello(3);
       // The library goes on with database 0 where the one asked for does not exist.
       await this.#client.select(this.url.database);
-      await this.#client.subscribe(this.#inboxes + this.id, this.#inboxes + ALL);
+      const inbox = `${this.prefix}inbox:`;
+      await this.#client.subscribe(inbox + this.id, inbox + ALL);
       this.#isOpen = true;
       this.onReady();
     } catch (error) {
@@ -98,13 +96,7 @@ export class RedisConnection {
     const scripts = this.#client as unknown as Record<Script, (...args: unknown[]) => unknown>;
     try {
       if (!this.#isOpen) throw new Error('Connection is closed.');
-      const answer = await scripts[script](
-        keys.length,
-        ...keys,
-        deadline,
-        this.#inboxes,
-        ...values,
-      );
+      const answer = await scripts[script](keys.length, ...keys, deadline, this.prefix, ...values);
       // The answer took its time, so the true offset is a little more, and a deadline a little early.
       if (script === 'beat') this.#clockOffset = (answer as number[])[0]! - performance.now();
       this.#complaint = undefined;

@@ -7,15 +7,16 @@
  */
 import { NETWORK_FACTOR, WINDOW_MS } from '../admission/limits.ts';
 
-// ARGV[1] is the deadline and ARGV[2] what the name of every inbox begins with. Scripts build names themselves, so they
+// ARGV[1] is the deadline and ARGV[2] what every name begins with. Scripts build names themselves, so they
 // do not run on Redis Cluster; a primary with replicas is fine.
 const PRELUDE = `
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if now > tonumber(ARGV[1]) then return redis.error_reply('LATE A command took too long to arrive') end
+if now > tonumber(ARGV[1]) then return redis.error_reply('LATE it took too long to arrive') end
 
+local function inbox(instance) return ARGV[2] .. 'inbox:' .. instance end
 local function listens(instance)
-  return redis.call('PUBSUB', 'NUMSUB', ARGV[2] .. instance)[2] > 0
+  return redis.call('PUBSUB', 'NUMSUB', inbox(instance))[2] > 0
 end
 local function held(key)
   local claim = redis.call('GET', key)
@@ -109,7 +110,7 @@ const scripts = {
   /** KEYS: the code or token id. */
   release: `if redis.call('GET', KEYS[1]) == ARGV[3] then redis.call('DEL', KEYS[1]) end return 1`,
   /** Returns how many instances heard it. */
-  publish: `return redis.call('PUBLISH', ARGV[2] .. ARGV[3], ARGV[4])`,
+  publish: `return redis.call('PUBLISH', inbox(ARGV[3]), ARGV[4])`,
   /**
    * KEYS: one that is written and removed, since a Redis that is full or a replica counts as out of reach; and the used
    * token ids. ARGV: instances. Returns Redis' clock, the number of used token ids, and who of the instances is absent.
