@@ -281,11 +281,6 @@ class SimulatedRedis implements Redis {
     this.connect();
   }
 
-  close(): void {
-    this.isDead = true;
-    this.cut();
-  }
-
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
     const { world, redis } = this.#network;
     const deadline = script === 'beat' ? Infinity : world.now + COMMAND_TIMEOUT_MS;

@@ -186,21 +186,23 @@ export class Cluster implements ClusterOfSockets {
     const answer = await this.#ask(script, keys, [claim.name, ...values]);
     // Redis has nothing of it.
     if (isReason(answer) && answer !== 'relay_unavailable') return answer as ErrorCode;
-    const what = answer === 'ok' ? open() : 'relay_unavailable';
     this.#claims.set(claim.name, claim);
-    if (typeof what !== 'string') {
-      claim.what = what;
-      this.#claimOf.set(what, claim);
-      what.onEnd = () => {
-        claim.what = undefined;
-        this.#update(claim);
-        const guest = 'otc' in what ? what.controller : what.target;
-        if (guest instanceof Guest) guest.end();
-      };
+    const what = answer === 'ok' ? open() : 'relay_unavailable';
+    if (typeof what === 'string') {
+      this.#update(claim);
+      return what;
     }
+    claim.what = what;
     // What was to be renewed may have ended meanwhile, which released the claim.
-    if (renewed || typeof what === 'string') this.#update(claim);
-    return typeof what === 'string' ? what : undefined;
+    if (renewed) this.#update(claim);
+    this.#claimOf.set(what, claim);
+    what.onEnd = () => {
+      claim.what = undefined;
+      this.#update(claim);
+      const guest = 'otc' in what ? what.controller : what.target;
+      if (guest instanceof Guest) guest.end();
+    };
+    return undefined;
   }
 
   /** Tells Redis what has become of a claim. Where that fails, it is done when Redis is back. */
@@ -255,9 +257,7 @@ export class Cluster implements ClusterOfSockets {
     if (!this.isUp) return;
     const [from, items] = message;
     for (const item of items) {
-      if (item[0] === 'over') {
-        this.links.lose('relay_unavailable', ({ instance }) => instance === from);
-      } else if (item[0] === 'open') this.#admit(from, item);
+      if (item[0] === 'open') this.#admit(from, item);
       else this.links.hear(from, item);
     }
   }
@@ -281,8 +281,9 @@ export class Cluster implements ClusterOfSockets {
     this.#isBeating = true;
     this.links.beat();
     try {
-      const instances = [this.id, ...this.links.instances];
-      const answer = await this.redis.run('beat', ['probe', 'burnt'], instances);
+      const others = this.links.ends.values().map(({ instance }) => instance);
+      const instances = new Set([this.id, ...others]);
+      const answer = await this.redis.run('beat', ['probe', 'burnt'], [...instances]);
       const [, burnt, ...absent] = answer as [number, number, ...string[]];
       this.#burnt = burnt;
       if (absent.includes(this.id)) throw new Error('it does not know this instance any more');

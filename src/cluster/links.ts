@@ -256,15 +256,11 @@ export class Links {
     return { tunnels: this.ends.size - guests, guests, waitingBytes: this.#waitingBytes };
   }
 
-  /** The instances at the other ends. */
-  get instances(): Set<string> {
-    return new Set(this.ends.values().map(({ instance }) => instance));
-  }
-
   /** A fault of ours ends the one socket that it happened on. */
   hear(from: string, [word, link, text, count]: Exclude<Item, ['open', ...unknown[]]>): void {
     const end = this.ends.get(link);
-    if (end?.instance === from) {
+    if (word === 'over') this.lose('relay_unavailable', ({ instance }) => instance === from);
+    else if (end?.instance === from) {
       this.sockets.answers.guard(end.peer, () => end.hear(word, text, count));
     }
     // The tunnel gave up waiting for this, and the owner may not know.

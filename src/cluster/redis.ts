@@ -14,7 +14,7 @@ const RETRY_MS = 250;
 export const ALL = 'all';
 
 /** What the cluster needs of Redis, so that the simulation of the tests can stand in for it. */
-export type Redis = Pick<RedisConnection, 'run' | 'close' | 'onReady' | 'onMessage' | 'onLost'>;
+export type Redis = Pick<RedisConnection, 'run' | 'onReady' | 'onMessage' | 'onLost'>;
 
 /** Messages of the library that say only that something went wrong before. */
 const FOLLOWS = /^(?:Connection is closed|Stream isn't|Command timed out|Socket timeout)/;
