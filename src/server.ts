@@ -100,7 +100,7 @@ export class RelayServer implements Relay {
     await this.#readRedisUrl();
     if (this.#config.redisUrl) {
       const { joinCluster } = await import('./cluster/cluster.ts');
-      this.#cluster = await joinCluster(this.#config, this.sockets, this.#log, this.#now);
+      this.#cluster = await joinCluster(this.sockets, this.#log);
     }
     try {
       const listenFirst = tls && (await import('./shared-port.ts')).listenFirst;

@@ -91,9 +91,9 @@ export class Sockets {
   readonly #stalled = new Map<Connection, { since: number; bytes: number }>();
 
   constructor(
-    private readonly config: Config,
+    readonly config: Config,
     log: Log,
-    private readonly now: Clock,
+    readonly now: Clock,
   ) {
     const { stats, bootstrap } = this;
     this.pairing = new Pairing(config);

@@ -401,7 +401,7 @@ export class Instance {
     this.id = id;
     this.sockets = new Sockets(config, this.log, now);
     this.#redis = new SimulatedRedis(network, id);
-    this.cluster = new Cluster(id, config, this.sockets, this.#redis, this.log, now);
+    this.cluster = new Cluster(id, this.sockets, this.#redis, this.log);
     this.sockets.cluster = this.cluster;
     this.handlers = this.sockets.handlers;
     this.#world = world;

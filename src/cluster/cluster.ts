@@ -5,8 +5,7 @@
  */
 import { networksOf } from '../admission/limits.ts';
 import { BURNT_TTL_MS, WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
-import type { Config } from '../config.ts';
-import type { Clock, Connection } from '../connection.ts';
+import type { Connection } from '../connection.ts';
 import type { Log } from '../observe/log.ts';
 import { hideBurned } from '../pairing/sessions.ts';
 import type { Peer, Session, Watch } from '../peer.ts';
@@ -66,13 +65,11 @@ export class Cluster implements ClusterOfSockets {
   /** @param id This instance in this life of it: never given again. */
   constructor(
     readonly id: string,
-    private readonly config: Config,
     private readonly sockets: Sockets,
     private readonly redis: Redis,
     private readonly log: Log,
-    private readonly now: Clock,
   ) {
-    this.links = new Links(id, redis, sockets, config, now);
+    this.links = new Links(id, redis, sockets);
     redis.onMessage = (json) => this.#hear(json);
     redis.onLost = (reason) => this.#down(reason);
     redis.onReady = () => void this.beat();
@@ -89,27 +86,28 @@ export class Cluster implements ClusterOfSockets {
   // What a socket of this instance asks. Each comes to the error code where the answer is no.
 
   async listen(target: Connection, otc: string): Promise<ErrorCode | undefined> {
-    const { sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens } = this.config;
+    const { sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens } = this.sockets.config;
     if (target.session || target.tunnel) return 'already_in_session';
     const keys = [...codeKeys(target, otc), ...clientKeys('listens', target)];
     const values = [sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens];
-    return this.#claim('claimCode', keys, values, () => {
-      this.sockets.sessions.find(otc, this.now());
-      return this.sockets.sessions.open(target, otc, this.now());
+    return this.#claim('claimCode', keys, values, (now) => {
+      this.sockets.sessions.find(otc, now);
+      return this.sockets.sessions.open(target, otc, now);
     });
   }
 
   async watch(watcher: Connection, jti: string): Promise<ErrorCode | undefined> {
     const keys = [`jti:${hash(jti)}`, ...clientKeys('watches', watcher)];
-    const values = [WATCH_TTL_MS, this.config.maxWatches];
-    const held = this.sockets.bootstrap.find(jti);
+    const { bootstrap, config, watches } = this.sockets;
+    const values = [WATCH_TTL_MS, config.maxWatches];
+    const held = bootstrap.find(jti);
     const claim = held?.watcher === watcher ? this.#claimOf.get(held) : undefined;
-    const open = () => this.sockets.watches.open(watcher, jti, this.now());
+    const open = (now: number) => watches.open(watcher, jti, now);
     return this.#claim('claimWatch', keys, values, open, claim);
   }
 
   async connect(controller: Connection, otc: string): Promise<ErrorCode | undefined> {
-    const { maxFailedCodes, maxFailedPerCode } = this.config;
+    const { maxFailedCodes, maxFailedPerCode } = this.sockets.config;
     if (controller.session || controller.tunnel) return 'already_in_session';
     const keys = codeKeys(controller, otc);
     const limits = [maxFailedCodes, maxFailedPerCode];
@@ -126,7 +124,7 @@ export class Cluster implements ClusterOfSockets {
     jti: string,
     frame: string,
   ): Promise<RejectReason | undefined> {
-    const { maxRefusedInits, maxBurnt } = this.config;
+    const { maxRefusedInits, maxBurnt } = this.sockets.config;
     const id = hash(jti);
     const keys = [`jti:${id}`, 'burnt', ...clientKeys('refused-inits', target)];
     const values = [id, BURNT_TTL_MS, maxRefusedInits, maxBurnt];
@@ -151,7 +149,7 @@ export class Cluster implements ClusterOfSockets {
     const { sessions, watches } = this.sockets;
     const claim = this.#claims.get(name);
     const what = claim?.what;
-    const now = this.now();
+    const now = this.sockets.now();
     if (frame !== '') {
       // It was watched when the token was burned, and may not be any more.
       if (!what || 'otc' in what || !watches.find(what.jti, now)) return 'watcher_disconnected';
@@ -177,7 +175,7 @@ export class Cluster implements ClusterOfSockets {
     script: Script,
     keys: string[],
     values: number[],
-    open: () => Owned | ErrorCode,
+    open: (now: number) => Owned | ErrorCode,
     renewed?: Claim,
   ): Promise<ErrorCode | undefined> {
     if (this.sockets.connections.draining) return 'relay_draining';
@@ -187,7 +185,7 @@ export class Cluster implements ClusterOfSockets {
     // Redis has nothing of it.
     if (isReason(answer) && answer !== 'relay_unavailable') return answer as ErrorCode;
     this.#claims.set(claim.name, claim);
-    const what = answer === 'ok' ? open() : 'relay_unavailable';
+    const what = answer === 'ok' ? open(this.sockets.now()) : 'relay_unavailable';
     if (typeof what === 'string') {
       this.#update(claim);
       return what;
@@ -219,18 +217,18 @@ export class Cluster implements ClusterOfSockets {
       return;
     }
     const end = 'otc' in what ? this.sockets.pairing.lastEndOf(what) : what.since + WATCH_TTL_MS;
-    const ttlMs = Math.max(1, Math.ceil(end - this.now()));
+    const ttlMs = Math.max(1, Math.ceil(end - this.sockets.now()));
     const isHeld = await this.redis.run('hold', [key], [name, ttlMs]);
     if (isHeld === 0 && claim.what === what) this.#taken(what);
   }
 
   /** Another instance has claimed it. */
   #taken(what: Owned): void {
-    const { answers, sessions, watches } = this.sockets;
+    const { answers, sessions, watches, now } = this.sockets;
     if ('otc' in what) {
-      answers.guard(what.target, () => sessions.lose(what, 'relay_unavailable', this.now()));
+      answers.guard(what.target, () => sessions.lose(what, 'relay_unavailable', now()));
     } else {
-      answers.guard(what.watcher, () => watches.expire(what, this.now()));
+      answers.guard(what.watcher, () => watches.expire(what, now()));
     }
   }
 
@@ -323,15 +321,14 @@ export class Cluster implements ClusterOfSockets {
  * @throws {RedisError} Where Redis does not answer as it must within 5 s.
  */
 export async function joinCluster(
-  config: Config,
   sockets: Sockets,
   log: Log,
-  now: Clock,
 ): Promise<{ leave: () => Promise<void> }> {
+  const { config } = sockets;
   const id = Buffer.from(crypto.getRandomValues(new Uint8Array(9))).toString('base64url');
   const url = config.redisUrl as RedisUrl;
   const redis = new RedisConnection(url, config.redisPrefix, id);
-  const cluster = new Cluster(id, config, sockets, redis, log, now);
+  const cluster = new Cluster(id, sockets, redis, log);
   const timer = setInterval(() => void cluster.beat(), BEAT_MS);
   const leave = async (): Promise<void> => {
     clearInterval(timer);
@@ -346,13 +343,13 @@ export async function joinCluster(
     const problem = cluster.problem || 'no answer yet';
     throw new RedisError(`REDIS_URL: ${url.toString()} can’t be used: ${problem}`);
   }
-  await warnOfMemory(redis, config, log);
+  await warnOfMemory(redis, config.maxBurnt, log);
   sockets.cluster = cluster;
   return { leave };
 }
 
 /** Warns where Redis may forget used token ids, or can't hold as many as it is to. */
-async function warnOfMemory(redis: RedisConnection, config: Config, log: Log): Promise<void> {
+async function warnOfMemory(redis: RedisConnection, maxBurnt: number, log: Log): Promise<void> {
   const info = await redis.memory().catch(() => '');
   const maxmemory = Number(/^maxmemory:(\d+)/m.exec(info)?.[1] ?? 0);
   const policy = /^maxmemory_policy:(\S+)/m.exec(info)?.[1];
@@ -360,7 +357,7 @@ async function warnOfMemory(redis: RedisConnection, config: Config, log: Log): P
   if (policy !== 'noeviction') {
     log.warn('Redis may forget used tokens: set its maxmemory-policy to noeviction', { policy });
   }
-  const needed = config.maxBurnt * USED_TOKEN_BYTES + SPARE_MEMORY_BYTES;
+  const needed = maxBurnt * USED_TOKEN_BYTES + SPARE_MEMORY_BYTES;
   if (maxmemory < needed) {
     const problem = 'Redis has less memory than AMESH_MAX_BURNT may need: raise its maxmemory';
     log.warn(problem, { maxmemory, needed });

@@ -5,8 +5,7 @@
  */
 import { setImmediate } from 'node:timers/promises';
 import { WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
-import type { Config } from '../config.ts';
-import type { Clock, Connection, Tunnel as SocketTunnel } from '../connection.ts';
+import type { Connection, Tunnel as SocketTunnel } from '../connection.ts';
 import type { Peer, Session, Watch } from '../peer.ts';
 import type { Sockets } from '../socket.ts';
 import {
@@ -97,7 +96,7 @@ export class Guest extends End implements Peer {
 
   hear(word: Word, text: string, count: number): void {
     const { sessions } = this.links.sockets;
-    const now = this.links.now();
+    const now = this.links.sockets.now();
     if (word === 'frame' || word === 'done') this.#received += 1;
     if (word === 'frame') sessions.forward(this, text, count, now);
     else if (word === 'done') sessions.done(this, now);
@@ -107,9 +106,9 @@ export class Guest extends End implements Peer {
   }
 
   lose(why: Loss): void {
-    const { sessions, watches } = this.links.sockets;
-    sessions.leave(this, why, this.links.now());
-    watches.leave(this, 'watcher_disconnected', this.links.now());
+    const { sessions, watches, now } = this.links.sockets;
+    sessions.leave(this, why, now());
+    watches.leave(this, 'watcher_disconnected', now());
     this.end();
   }
 
@@ -171,7 +170,7 @@ export class Tunnel extends End implements SocketTunnel {
   /** A frame went either way. */
   #isActive(): void {
     if (this.#question) return;
-    const ttlMs = this.jti === undefined ? this.links.config.sessionTtlMs : WATCH_TTL_MS;
+    const ttlMs = this.jti === undefined ? this.links.sockets.config.sessionTtlMs : WATCH_TTL_MS;
     this.deadline = this.links.beats + (ttlMs + MARGIN_MS) / BEAT_MS;
   }
 
@@ -227,7 +226,7 @@ export class Tunnel extends End implements SocketTunnel {
     links.ends.delete(this.link);
     peer.tunnels?.delete(this);
     if (peer.tunnel === this) peer.tunnel = undefined;
-    peer.idleSince = links.now();
+    peer.idleSince = links.sockets.now();
     this.#question?.resolve(refusal);
   }
 }
@@ -247,8 +246,6 @@ export class Links {
     private readonly id: string,
     private readonly redis: Redis,
     readonly sockets: Sockets,
-    readonly config: Config,
-    readonly now: Clock,
   ) {}
 
   get books(): { tunnels: number; guests: number; waitingBytes: number } {
