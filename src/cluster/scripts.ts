@@ -7,8 +7,8 @@
  */
 import { NETWORK_FACTOR, WINDOW_MS } from '../admission/limits.ts';
 
-// ARGV[1] is the deadline and ARGV[2] what every name begins with. Scripts build names themselves, so they
-// do not run on Redis Cluster; a primary with replicas is fine.
+// ARGV[1] is the deadline and ARGV[2] what every name begins with. Scripts build names themselves, so they do not run on
+// Redis Cluster; a primary with replicas is fine.
 const PRELUDE = `
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -23,18 +23,17 @@ local function held(key)
   if claim and listens(string.match(claim, '^[^.]*')) then return claim end
 end
 local function claimed(key, claim, ttl)
-  local other = held(key)
-  if other and other ~= claim then return false end
+  if (held(key) or claim) ~= claim then return false end
   redis.call('SET', key, claim, 'PX', ttl)
   return true
 end
 
 -- The limit of the client itself, and of the networks that it belongs to.
 local function limit(i, max) if i == 0 then return tonumber(max) end return max * ${NETWORK_FACTOR} end
--- A time in the future was written before the clock was set back, and would count for too long.
-local function recent(at) return at and now - at < ${WINDOW_MS} and now - at >= 0 end
 local function spent(key, max)
-  return redis.call('LLEN', key) >= max and recent(redis.call('LINDEX', key, -max))
+  local at = redis.call('LINDEX', key, -max)
+  -- A time in the future was written before the clock was set back, and would count for too long.
+  return at and now - at < ${WINDOW_MS} and now - at >= 0
 end
 local function count(key, max)
   redis.call('RPUSH', key, now)
@@ -50,8 +49,8 @@ end
 -- A failed attempt on a code: KEYS[2] is the code's list, and the client's begin at KEYS[3].
 local function failed(last, maxClient, maxCode)
   count_all(3, last, maxClient)
-  if spent(KEYS[2], tonumber(maxCode)) then return 'burned' end
-  count(KEYS[2], tonumber(maxCode))
+  if spent(KEYS[2], maxCode) then return 'burned' end
+  count(KEYS[2], maxCode)
   return 'counted'
 end
 `;
@@ -66,7 +65,7 @@ const scripts = {
       local listened = tonumber(redis.call('GET', KEYS[i]) or 0)
       if listened >= limit(i - last - 1, maxListens) then return 'rate_limited' end
     end
-    if spent(KEYS[2], tonumber(maxCode)) or not claimed(KEYS[1], claim, ttl) then
+    if spent(KEYS[2], maxCode) or not claimed(KEYS[1], claim, ttl) then
       failed(last, maxClient, maxCode)
       return 'otc_in_use'
     end
