@@ -43,7 +43,7 @@ interface Internals {
 
 export class RelayServer implements Relay {
   readonly sockets: Sockets;
-  #config: Config;
+  readonly #config: Config;
   readonly #log: Log;
   readonly #callers: CallerResolver;
   #tokens: AccessTokens | undefined;
@@ -97,10 +97,10 @@ export class RelayServer implements Relay {
     const { host, port, metricsPort, metricsHost = host } = this.#config;
     const tls = await this.#readCertificate();
     await this.#readTokens();
-    await this.#readRedisUrl();
-    if (this.#config.redisUrl) {
+    const redisUrl = await this.#readRedisUrl();
+    if (redisUrl) {
       const { joinCluster } = await import('./cluster/cluster.ts');
-      this.#cluster = await joinCluster(this.sockets, this.#log);
+      this.#cluster = await joinCluster(redisUrl, this.sockets, this.#log);
     }
     try {
       const listenFirst = tls && (await import('./shared-port.ts')).listenFirst;
@@ -209,11 +209,11 @@ export class RelayServer implements Relay {
     );
   }
 
-  async #readRedisUrl(): Promise<void> {
-    const { redisUrlFile } = this.#config;
-    if (redisUrlFile === undefined) return;
+  async #readRedisUrl(): Promise<Config['redisUrl']> {
+    const { redisUrl, redisUrlFile } = this.#config;
+    if (redisUrlFile === undefined) return redisUrl;
     const { readRedisUrl } = await import('./cluster/redis-url.ts');
-    this.#config = { ...this.#config, redisUrl: await readRedisUrl(redisUrlFile) };
+    return readRedisUrl(redisUrlFile);
   }
 
   #serve(hostname: string, port: number, tls: TlsFiles | undefined): BunServer {

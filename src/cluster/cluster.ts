@@ -321,12 +321,12 @@ export class Cluster implements ClusterOfSockets {
  * @throws {RedisError} Where Redis does not answer as it must within 5 s.
  */
 export async function joinCluster(
+  url: RedisUrl,
   sockets: Sockets,
   log: Log,
 ): Promise<{ leave: () => Promise<void> }> {
   const { config } = sockets;
   const id = Buffer.from(crypto.getRandomValues(new Uint8Array(9))).toString('base64url');
-  const url = config.redisUrl as RedisUrl;
   const redis = new RedisConnection(url, config.redisPrefix, id);
   const cluster = new Cluster(id, sockets, redis, log);
   const timer = setInterval(() => void cluster.beat(), BEAT_MS);
