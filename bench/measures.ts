@@ -32,6 +32,10 @@ const CALM_LANES = 4;
 const SESSIONS = 80;
 const BURST = 16;
 const KEEP_STILL_MS = 300;
+/** Pairings until a process has compiled what it runs often. Each of the first ones costs more than a later one. */
+const WARM_UP = 20_000;
+/** The most turns that warming up takes, for a slow server and for a quick run. */
+const WARM_UP_TURNS = 20;
 
 export function median(values: number[]): number {
   return quantile(values, 0.5);
@@ -105,8 +109,17 @@ async function pairing(server: RunningServer, seconds: number) {
   return { cpu: ((server.cpu - before) / count) * 1e6, rate: count / took };
 }
 
+/** Lets a server pair devices until it is warm. */
+async function warmUp(server: RunningServer, { seconds }: Effort): Promise<void> {
+  let count = 0;
+  for (let turn = 0; turn < WARM_UP_TURNS && count < WARM_UP; turn += 1) {
+    count += (await pairings(server.goal, seconds, BUSY_LANES)).count;
+  }
+}
+
 const measurePairing: Measure = (effort, progress) =>
   withServers(async (servers) => {
+    for (const name of names) await warmUp(servers[name], effort);
     const { cpu = {}, rate = {} } = await alternate(names, effort, progress, (name) =>
       pairing(servers[name], effort.seconds),
     );
@@ -123,6 +136,7 @@ const measureStrangers: Measure = async (effort, progress) => {
     pair.map((name) => startServer(contestants[name], { strangers: true })),
   );
   try {
+    for (const server of servers) await warmUp(server, effort);
     const { cpu = {} } = await alternate(pair, effort, progress, async (name) => ({
       cpu: (await pairing(servers[pair.indexOf(name)] as RunningServer, effort.seconds)).cpu,
     }));
