@@ -35,7 +35,9 @@ export class Connection implements Peer {
   tunnel: Tunnel | undefined = undefined;
   /** All its tunnels, those of announcements included; undefined until the first. */
   tunnels: Set<Tunnel> | undefined = undefined;
-  /** Frames that wait for an answer of Redis. An `undefined` in the queue means that the socket has closed. */
+  /** Whether a frame of the socket waits for an answer of Redis. Until then its further frames wait in the queue. */
+  isWaiting = false;
+  /** An `undefined` in the queue means that the socket has closed. */
   queue: (string | Buffer | undefined)[] | undefined = undefined;
   queuedBytes = 0;
   /** Whether the relay has closed it. */

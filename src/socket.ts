@@ -65,11 +65,8 @@ export interface Cluster {
   announce(target: Connection, jti: string, frame: string): Promise<RejectReason | undefined>;
 }
 
-/** Whether a socket's frames have to wait in its queue. */
-const isWaiting = (
-  connection: Connection,
-): connection is Connection & { queue: NonNullable<Connection['queue']> } =>
-  connection.queue !== undefined;
+/** What a frame counts for while it waits: its length, and the memory that even an empty frame takes. */
+const queuedSize = (frame: string | Buffer): number => frame.length + 64;
 
 type Refusal<C> = C | undefined | Promise<C | undefined>;
 
@@ -138,7 +135,7 @@ export class Sockets {
       // Not `answers.guard`, which would need a closure for each frame.
       message: ({ data: connection }, frame) => {
         try {
-          if (connection.queue) this.#enqueue(connection, frame);
+          if (connection.isWaiting) this.#enqueue(connection, frame);
           else this.#received(connection, frame, this.now());
         } catch (error) {
           answers.failed(connection, error);
@@ -156,9 +153,9 @@ export class Sockets {
       close: ({ data: connection }) => {
         this.#refused.delete(connection);
         this.#stalled.delete(connection);
-        if (!connection.queue) return this.#closed(connection);
+        if (!connection.isWaiting) return this.#closed(connection);
         connection.isGone = true;
-        connection.queue.push(undefined);
+        (connection.queue ??= []).push(undefined);
       },
       maxPayloadLength: this.config.maxFrameBytes,
       backpressureLimit: this.config.maxBacklogBytes,
@@ -281,11 +278,11 @@ export class Sockets {
       if (refusal) send(refusal);
       return;
     }
-    connection.queue = [];
+    connection.isWaiting = true;
     void refusal
       .then((known) => known && send(known))
       .catch((error: unknown) => this.answers.failed(connection, error))
-      .then(() => this.#resume(connection));
+      .then(() => this.answers.guard(connection, () => this.#resume(connection)));
   }
 
   #ask(
@@ -333,27 +330,23 @@ export class Sockets {
   }
 
   #enqueue(connection: Connection, frame: string | Buffer): void {
-    connection.queuedBytes += frame.length;
+    connection.queuedBytes += queuedSize(frame);
     if (connection.queuedBytes > QUEUED_FRAMES * this.config.maxFrameBytes) {
       connection.close('too_many_frames');
     } else {
-      connection.queue?.push(frame);
+      (connection.queue ??= []).push(frame);
     }
   }
 
   /** Handles the frames that waited, until one of them has to wait for Redis again. */
   #resume(connection: Connection): void {
-    const queue = connection.queue ?? [];
-    connection.queue = undefined;
-    connection.queuedBytes = 0;
-    for (const [i, frame] of queue.entries()) {
+    connection.isWaiting = false as boolean;
+    while (connection.queue?.length && !connection.isWaiting) {
+      const frame = connection.queue.shift();
       if (frame === undefined) return this.#closed(connection);
+      connection.queuedBytes -= queuedSize(frame);
       if (!connection.isClosed) {
         this.answers.guard(connection, () => this.#received(connection, frame, this.now()));
-      }
-      if (isWaiting(connection)) {
-        connection.queue.push(...queue.slice(i + 1));
-        return;
       }
     }
   }

@@ -361,6 +361,24 @@ test('what waits for Redis is bounded: beyond it a pairing ends with 4004', asyn
   expect(b.sockets.cluster?.books.waitingBytes).toBe(0);
 });
 
+test('what waits in a socket for Redis is bounded, also while it answers, and empty frames count', async () => {
+  const { world, a } = await instances();
+  const [empty, long] = [new Party(a, 'empty'), new Party(a, 'long')];
+  for (const party of [empty, long]) party.send(connect);
+  for (let i = 0; i < 5000; i += 1) void a.handlers.message?.(empty as never, '');
+  for (let i = 0; i < 4; i += 1) long.send(data('x'.repeat(60_000)));
+  await world.play(50);
+  expect([empty.code, long.code]).toEqual([1008, undefined]);
+  // Each answer makes room for one frame, and for no more.
+  long.heard.length = 0;
+  for (let i = 0; i < 4; i += 1) long.send(connect);
+  for (let i = 0; i < 4; i += 1) long.send(data('x'.repeat(60_000)));
+  while (long.heard.length === 0) await world.play(1);
+  expect(long.data.isWaiting).toBe(true);
+  long.send(data('x'.repeat(60_000)));
+  expect(long.code).toBe(1008);
+});
+
 test('a controller and the owner’s target leave in one breath, and hear of it as on one instance', async () => {
   const { world, a, target, controller } = await across();
   controller.send({ type: 'done' });
