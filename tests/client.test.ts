@@ -234,6 +234,19 @@ describe('a code that the library generates', () => {
     expect(await third.promise).toMatch(/^\d{6}$/);
   });
 
+  test('has one deadline for all codes that it tries', async () => {
+    const inUse = JSON.stringify({ type: 'error', code: 'otc_in_use' });
+    const slow = Bun.serve({
+      port: 0,
+      hostname: '127.0.0.1',
+      fetch: (request, server) => void server.upgrade(request),
+      websocket: { message: (socket) => void setTimeout(() => socket.send(inUse), 150) },
+    });
+    afterThisTest(() => slow.stop(true));
+    const listening = listen(`ws://127.0.0.1:${slow.port}`, { timeoutMs: 250, onCode() {} });
+    expect(await codeOf(listening)).toBe('timeout');
+  });
+
   test('fails after four that are in use', async () => {
     const code = generateCode();
     const waiting = Promise.withResolvers<void>();

@@ -13,7 +13,7 @@
 import { closes, type CloseReason, isReason } from '../wire/codes.ts';
 import { type Bytes, fromBase64, toBase64 } from './base64.ts';
 import { checkArgument, codeOf, RelayError, type RelayErrorCode, traced } from './errors.ts';
-import { Inbox, type WaitOptions, within } from './inbox.ts';
+import { Inbox, timeLeft, type WaitOptions, within } from './inbox.ts';
 import { proxyFor } from './proxy.ts';
 
 export { RelayError, type RelayErrorCode, type WaitOptions };
@@ -74,10 +74,12 @@ export function listen(
     });
   }
   return traced(async () => {
+    const { token, onCode } = first;
+    const rest = timeLeft(first);
     for (let draw = 1; ; draw += 1) {
       const otc = generateCode();
       try {
-        return await listen(url, otc, { ...first, onWaiting: () => first.onCode(otc) });
+        return await listen(url, otc, { ...rest(), token, onWaiting: () => onCode(otc) });
       } catch (error) {
         if (codeOf(error) !== 'otc_in_use' || draw === MAX_DRAWS) throw error;
       }

@@ -42,6 +42,18 @@ export function within<T>(
   });
 }
 
+/** One deadline for several calls. @returns A function that gives the options of the next call, with the time left. */
+export function timeLeft(
+  { timeoutMs, signal }: WaitOptions,
+  defaultTimeoutMs = DEFAULT_TIMEOUT_MS,
+): () => WaitOptions {
+  const start = performance.now();
+  const limit = timeoutMs ?? defaultTimeoutMs;
+  // What is no limit stays as it is, and is refused by the call.
+  const left = () => (limit >= 0 ? Math.max(limit - (performance.now() - start), 0) : limit);
+  return () => ({ signal, timeoutMs: left() });
+}
+
 interface Waiter<T> {
   resolve: (item: T) => void;
   reject: (error: unknown) => void;
@@ -58,7 +70,10 @@ export class Inbox<T> {
     if (this.end) return;
     const [waiter] = this.#waiters;
     if (!waiter) this.#arrived.push(item);
-    else if (this.#waiters.delete(waiter)) waiter.resolve(item);
+    else {
+      this.#waiters.delete(waiter);
+      waiter.resolve(item);
+    }
   }
 
   finish(end: RelayError): void {

@@ -19,7 +19,7 @@ import type { SecureChannel } from './channel.ts';
 import { announce, connect, type ConnectOptions, generateCode, listen, watch } from './client.ts';
 import { checkArgument, RelayError, type RelayErrorCode, traced } from './errors.ts';
 import { type Answer, asController, asTarget, encodeIdentity } from './handshake.ts';
-import type { WaitOptions } from './inbox.ts';
+import { timeLeft } from './inbox.ts';
 import { bootstrapKeys, sign, verify } from './keys.ts';
 
 export { type ConnectOptions, RelayError, type RelayErrorCode, type SecureChannel };
@@ -69,7 +69,7 @@ export interface ControllerOptions extends PairingOptions {
 export function pairAsTarget(url: string | URL, options: TargetOptions): Promise<SecureChannel> {
   return traced(async () => {
     const { token, showCode, askDigits } = options;
-    const rest = timeLeft(options);
+    const rest = timeLeft(options, PAIRING_TIMEOUT_MS);
     const identity = encodeIdentity(options.identity);
     const receipt = generateCode();
     let otc = '';
@@ -101,7 +101,7 @@ export function pairAsController(
 ): Promise<SecureChannel> {
   return traced(async () => {
     const { token, showDigits } = options;
-    const rest = timeLeft(options);
+    const rest = timeLeft(options, PAIRING_TIMEOUT_MS);
     const identity = encodeIdentity(options.identity);
     const [, otc, receipt] =
       /^([0-9]{6})([0-9]{6})$/.exec(String(code).replaceAll(/[\s-]/g, '')) ?? [];
@@ -109,12 +109,6 @@ export function pairAsController(
     const pipe = await connect(url, otc, { ...rest(), token });
     return asController(pipe, { otc, receipt, identity, showDigits }, rest);
   });
-}
-
-/** Returns a function that gives the time left until one deadline for all steps. */
-function timeLeft({ timeoutMs = PAIRING_TIMEOUT_MS, signal }: WaitOptions): () => WaitOptions {
-  const start = performance.now();
-  return () => ({ signal, timeoutMs: Math.max(timeoutMs - (performance.now() - start), 0) });
 }
 
 /**
