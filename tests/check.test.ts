@@ -377,6 +377,8 @@ describe('behind an HTTP proxy for the way out', () => {
     expectFailure(closed, 'proxy_unusable', `port ${port} on 127.0.0.1 is closed`);
     const socks = await check([url], { HTTPS_PROXY: `socks5://${proxy}` });
     expectFailure(socks, 'proxy_unusable', 'does not begin with http:// or https://');
+    const user = await check([url], { HTTPS_PROXY: `http://us%er:password@${proxy}` });
+    expectFailure(user, 'proxy_unusable', 'holds a % that must be written as %25');
   });
 
   test('goes past it where NO_PROXY says so', async () => {
@@ -678,6 +680,17 @@ describe.skipIf(!nginx)('behind nginx', () => {
       `AMESH_ALLOWED_ORIGINS=${origin}`,
       'proxy_set_header Host $http_host',
     );
+  });
+
+  test('a relay that stops while the check waits drains, and nothing cut the connection', async () => {
+    const relay = createRelayServer({ port: 0, host: '127.0.0.1', logLevel: 'silent' });
+    const { url } = await (await relay).start();
+    const steps = await takeAll(wireTasks(url, 30).slice(-1), {
+      begin() {},
+      progress: async () => (await relay).stop(),
+      end() {},
+    });
+    expect(steps).toMatchObject([{ name: 'idle', status: 'failed', problem: 'draining' }]);
   });
 
   test('quiet sockets are cut', async () => {

@@ -76,6 +76,9 @@ export class Probe {
     if (via && !/^https?:$/.test(via.protocol)) {
       throw this.#unreachable('its URL does not begin with http:// or https://');
     }
+    if (via && /%(?![\da-f]{2})/i.test(via.username + via.password)) {
+      throw this.#unreachable('its user or password holds a % that must be written as %25');
+    }
     const host = hostOf(via ?? this.url);
     const forWhom = via ? `left to the HTTP proxy ${via.host}: ` : '';
     this.#addresses = [host];

@@ -193,26 +193,37 @@ async function disconnect({ target, controller }: Pair): Promise<Finding> {
   return { found: `after ${noticedMs} ms`, facts: { noticedMs } };
 }
 
-/** The deployed target sends its verdict and closes in the same breath. */
+/** Pairs two devices for a piece of work, and ends their pairing. */
+async function paired(url: string, work: (pair: Pair) => Promise<void>): Promise<void> {
+  const pair = await join(url, await waitWithCode(url));
+  try {
+    await work(pair);
+  } finally {
+    await finish(pair);
+  }
+}
+
+/** The deployed target sends its verdict and closes at once. */
 async function verdict(url: string): Promise<Finding> {
-  const { target, controller } = await join(url, await waitWithCode(url));
-  await exchange(controller, target, 'check');
-  const heard = exchange(target, controller, 'verdict');
-  const leaving = target.close();
-  const lost = (): string => 'the other side heard of the goodbye, and not what was said before';
-  await explained('order_lost', lost, heard);
-  await endOf(controller);
-  await leaving;
-  return { found: 'heard, and then the goodbye' };
+  await paired(url, async ({ target, controller }) => {
+    await exchange(controller, target, 'check');
+    const heard = exchange(target, controller, 'verdict');
+    void target.close();
+    const lost = (): string =>
+      'the other side was told of the close, and did not get what was sent before';
+    await explained('order_lost', lost, heard);
+    await endOf(controller);
+  });
+  return { found: 'it arrived, and then the close' };
 }
 
 /** Pairs until there were as many pairings as a check has: one for the first steps, and one for the verdict. */
 async function morePairings(url: string): Promise<Finding> {
   for (let made = 2; made < PAIRINGS; made += 1) {
-    const pair = await join(url, await waitWithCode(url));
-    await exchange(pair.controller, pair.target, 'check');
-    await exchange(pair.target, pair.controller, 'check');
-    await finish(pair);
+    await paired(url, async ({ target, controller }) => {
+      await exchange(controller, target, 'check');
+      await exchange(target, controller, 'check');
+    });
   }
   const found = `${PAIRINGS} of ${PAIRINGS}, each over two new connections`;
   return { found, facts: { pairings: PAIRINGS } };
@@ -281,13 +292,16 @@ async function endOf(channel: Channel): Promise<void> {
   });
 }
 
+/** Problems that the relay itself tells of. They mean the same in every step. */
+const toldByRelay = new Set<ProblemCode>(['draining', 'redis_lost', 'full', 'rate_limited']);
+
 /**
- * Says what an error of the relay means at this place, where it means more than elsewhere.
+ * Turns an error of the client library into the problem that it shows in this step.
  * @throws {Problem} With this code, and what `found` returns then.
  */
 async function explained(code: ProblemCode, found: () => string, work: Promise<unknown>) {
   await work.catch((error: unknown) => {
-    if (!(error instanceof RelayError) || error.code === 'rate_limited') throw error;
+    if (!(error instanceof RelayError) || toldByRelay.has(problemOf(error).code)) throw error;
     throw new Problem(code, `${found()} (${error.code})`);
   });
 }
