@@ -143,7 +143,12 @@ const schema = z.strictObject({
     optionAccepts: 'an array of origins, such as ["https://app.example.com"], or ["*"]',
     fromText: entries,
   }),
-  sessionTtlMs: seconds(30, 5, 300, 'How long a code waits, and how long a pairing may take.'),
+  sessionTtlMs: seconds(
+    30,
+    5,
+    300,
+    'How long a code waits, and then a pairing for its next frame.',
+  ),
   drainMs: seconds(60, 0, 3600, 'How long a drain waits for pairings under way.'),
   idleMs: seconds(30, 1, 3600, 'How long a socket may do nothing (close code 4002).'),
   maxFailedCodes: integer(5, 1, 1000, 'Failed code attempts per client in any 60 s.'),
