@@ -20,7 +20,7 @@ export interface Tunnel {
   /** Forwards `done`. Resolves when the session has ended, to the error code if the relay can't know. */
   done(): Promise<ErrorCode | undefined>;
   /** Ends the session and closes both sides with the close code of the reason. */
-  abort(why: 'session_data_limit'): void;
+  abort(why: 'session_data_limit' | 'slow_consumer'): void;
   /** The socket has closed. */
   end(): void;
 }

@@ -207,6 +207,7 @@ export class Sockets {
       } else if (connection.session) {
         this.sessions.abort(connection.session, 'slow_consumer', now);
       } else {
+        connection.tunnel?.abort('slow_consumer');
         connection.close('slow_consumer');
       }
     }

@@ -3,6 +3,7 @@ import { afterEach, describe, expect, setSystemTime, test } from 'bun:test';
 import { connect as dial, type Socket } from 'node:net';
 import { readOptions } from '../src/config.ts';
 import { RelayServer } from '../src/server.ts';
+import { redisServer, startInstances, startRedis } from './redis.ts';
 import {
   afterThisTest,
   type Client,
@@ -183,13 +184,15 @@ describe('connections that go wrong', () => {
 });
 
 /** A target, and its controller, which no longer reads. */
+/** @param at The instance that the controller connects to. */
 async function pairWithPaused(
   relay: TestRelay,
+  at = relay,
 ): Promise<[target: Client, controller: Awaited<ReturnType<typeof raw>>]> {
   const target = await relay.connect();
   target.send(listen('482916'));
   await target.expect({ type: 'ack', message: 'session_open' });
-  const controller = await raw(relay, UPGRADE, frame(JSON.stringify(connect('482916'))));
+  const controller = await raw(at, UPGRADE, frame(JSON.stringify(connect('482916'))));
   await target.expect({ type: 'peer_found' });
   controller.pause();
   return [target, controller];
@@ -355,5 +358,17 @@ describe('a hostile address', () => {
     relay.pass(10_000);
     await sender.expectClose(4004, 'slow_consumer');
     expect(relay.sockets.pairing.size).toBe(0);
+  });
+
+  test.skipIf(!redisServer)('also when it is on another instance', async () => {
+    const limits = { maxBacklogBytes: 100_000_000, maxSessionBytes: 100_000_000 };
+    const [a, b] = (await startInstances(await startRedis(), 2, limits)) as [TestRelay, TestRelay];
+    const [sender] = await pairWithPaused(a, b);
+    for (let i = 0; i < 300; i += 1) sender.send(data('x'.repeat(60_000)));
+    await until(() => {
+      b.pass(1000);
+      return a.sockets.pairing.size === 0;
+    }, 'the pairing is over');
+    await sender.expectClose(4004, 'slow_consumer');
   });
 });

@@ -57,6 +57,8 @@ export class Cluster implements ClusterOfSockets {
   readonly #claimOf = new WeakMap<Owned, Claim>();
   #lastName = 0;
   #isBeating = false;
+  /** Whether the log says that a message could not be read. It says so once. */
+  #hasWarned = false;
   /** Used token ids in Redis, as of the last beat. */
   #burnt = 0;
   /** Why Redis is out of reach: empty before its first answer, and undefined while it is in reach. */
@@ -249,7 +251,12 @@ export class Cluster implements ClusterOfSockets {
   #hear(json: string): void {
     const message = readMessage(json);
     if (!message) {
-      this.log.warn('another program, or another version, sent a message that is not understood');
+      if (!this.#hasWarned) {
+        this.log.warn(
+          'received a message through Redis that this version cannot read: another program, or another version of the relay, uses the same Redis',
+        );
+      }
+      this.#hasWarned = true;
       return;
     }
     if (!this.isUp) return;
@@ -277,8 +284,8 @@ export class Cluster implements ClusterOfSockets {
   async beat(): Promise<void> {
     if (this.#isBeating) return;
     this.#isBeating = true;
-    this.links.beat();
     try {
+      this.links.beat();
       const others = this.links.ends.values().map(({ instance }) => instance);
       const instances = new Set([this.id, ...others]);
       const answer = await this.redis.run('beat', ['probe', 'burnt'], [...instances]);
@@ -289,8 +296,9 @@ export class Cluster implements ClusterOfSockets {
       if (!this.isUp) await this.#up();
     } catch (error) {
       this.#down((error as Error).message);
+    } finally {
+      this.#isBeating = false;
     }
-    this.#isBeating = false;
   }
 
   /** Puts right what Redis knows of this instance: it may know too much, or have come back empty. */

@@ -156,7 +156,7 @@ export class Tunnel extends End implements SocketTunnel {
     return this.#ask(['done', this.link, '', 0]) as Promise<ErrorCode | undefined>;
   }
 
-  abort(why: 'session_data_limit'): void {
+  abort(why: 'session_data_limit' | 'slow_consumer'): void {
     this.say('close', why);
   }
 
@@ -197,7 +197,7 @@ export class Tunnel extends End implements SocketTunnel {
 
   /** One of the two sides does not read. Both are closed. */
   #tooSlow(): void {
-    this.say('close', 'slow_consumer');
+    this.abort('slow_consumer');
     this.#leave();
     this.peer.close('slow_consumer');
   }
