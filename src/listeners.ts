@@ -1,5 +1,5 @@
 /**
- * The listeners of the relay's port. One is enough until a certificate is renewed: Bun can't change that of a server, so
+ * The listeners of the relay's port. One is enough until a certificate is renewed: Bun can't change the certificate of a server, so
  * a second server listens on the same port, and the first stays for the sockets that it has.
  */
 import type { BunServer } from './socket.ts';

@@ -1,10 +1,10 @@
 /**
  * A port that two listeners share for a while (SO_REUSEPORT).
  *
- * Linux gives each newcomer to either by chance, and when one is closed, it resets those that it had given to that one
- * and that were not accepted yet: one or two for each swap of certificates under eight handshakes at a time, and more
- * the longer a client takes to send its first bytes. So it is told to give all to the newer of the two, by a program
- * (classic BPF) of one instruction. Nobody is on the way to the older one by the time when that is closed.
+ * Linux gives each new connection to one of the two by chance. When a listener is closed, Linux resets its connections
+ * that were not accepted yet: one or two for each swap of certificates under eight handshakes at a time, and more the
+ * longer a client takes to send its first bytes. So a program (classic BPF) of one instruction tells Linux to give all new
+ * connections to the newer listener. The older one has none left to accept when it is closed.
  */
 import { dlopen, ptr } from 'bun:ffi';
 import { existsSync, readdirSync, readlinkSync } from 'node:fs';
@@ -12,7 +12,7 @@ import { existsSync, readdirSync, readlinkSync } from 'node:fs';
 const SOL_SOCKET = 1;
 const SO_ATTACH_REUSEPORT_CBPF = 51;
 const BPF_RET_K = 0x06;
-/** The place of the newer of two. While there is one, the kernel finds nobody there, and takes that one. */
+/** The index of the newer of two listeners. If there is only one, the kernel finds none there, and takes that one. */
 const NEWER = 1;
 
 /**

@@ -1,6 +1,6 @@
 /** Pipes without a relay: the test gets what one side sends, and decides what arrives at the other. */
 import { fromBase64, toBase64, type Bytes } from '../src/client/base64.ts';
-import type { Pipe } from '../src/client/channel.ts';
+import type { Pipe } from '../src/client/secure-channel.ts';
 import { RelayError, type RelayErrorCode } from '../src/client/errors.ts';
 import { Inbox, type WaitOptions, within } from '../src/client/inbox.ts';
 

@@ -4,7 +4,7 @@
  */
 import { expect, test } from 'bun:test';
 import { asController, asTarget } from '../src/client/handshake.ts';
-import { Records, kinds } from '../src/client/channel.ts';
+import { Records, kinds } from '../src/client/secure-channel.ts';
 import type { Bytes } from '../src/client/base64.ts';
 import {
   agree,

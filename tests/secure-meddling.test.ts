@@ -1,7 +1,7 @@
 /** What a hostile relay can do to a secure pairing: each attack, and then 100,000 payloads from a seed. Without a relay. */
 import { describe, expect, test } from 'bun:test';
 import { fromBase64, toBase64, type Bytes } from '../src/client/base64.ts';
-import { Records, type SecureChannel } from '../src/client/channel.ts';
+import { Records, type SecureChannel } from '../src/client/secure-channel.ts';
 import { RelayError } from '../src/client/errors.ts';
 import { asController, asTarget } from '../src/client/handshake.ts';
 import { agree, commitmentTo, newEphemeral, type Agreement } from '../src/client/keys.ts';
@@ -200,7 +200,7 @@ describe('a channel ends with an error', () => {
         kind,
         Uint8Array.from(body, (char) => char.charCodeAt(0)),
       );
-      const { SecureChannel: Channel } = await import('../src/client/channel.ts');
+      const { SecureChannel: Channel } = await import('../src/client/secure-channel.ts');
       expect(await read(new Channel(b, undefined))).toEqual(['unexpected_frame']);
     }
   });

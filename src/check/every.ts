@@ -82,7 +82,7 @@ export function lineOf({ time, ms, steps }: Run): string {
   return [line, ...problems].join('  ');
 }
 
-/** The metrics of the probe, and what tells them of a run. No label says anything about a device or an address. */
+/** The metrics of the runs, and the function that records one. No label says anything about a device or an address. */
 export async function createRuns(): Promise<{ registry: Registry; record: (run: Run) => void }> {
   const { Counter, Gauge, Registry } = await import('prom-client');
   const registry = new Registry();

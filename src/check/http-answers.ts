@@ -49,7 +49,7 @@ export function healthOf(answer: Answer, path: string): Finding {
 }
 
 /**
- * Why what asked for a WebSocket was answered with something else.
+ * Why a request for a WebSocket got another answer.
  * @param url What was asked for, with the access token where there was one.
  * @returns `path_not_stripped` or `not_a_relay` where the answer says no more than that nothing is there.
  */

@@ -43,7 +43,7 @@ export class Probe {
   readonly #isSecure: boolean;
   /** The HTTP proxy that the environment names for the way to the relay. */
   readonly #via: URL | undefined;
-  /** Of the relay, or of the HTTP proxy before it; after `connect`, only those that can be reached. */
+  /** The addresses of the relay, or of the HTTP proxy if there is one; after `connect`, only those that can be reached. */
   #addresses: string[] = [];
   /** The proxy in front of the relay that gave itself away in an answer, as it calls itself. */
   #proxy: string | undefined;
@@ -54,7 +54,7 @@ export class Probe {
     this.#port = portOf(url);
     this.#isSecure = url.protocol === 'wss:';
     const via = proxyFor(url, process.env);
-    // What cannot be read as a URL at all is taken for one of a kind that does not work.
+    // A text that is no URL gets a scheme that does not work, so that `#resolve` reports it.
     this.#via = via ? (URL.parse(via) ?? new URL('invalid://proxy')) : undefined;
   }
 
@@ -167,7 +167,7 @@ export class Probe {
     return { found: new Problem('origin_refused', found, origin) };
   }
 
-  /** Why there was no WebSocket; where the answer does not tell, what else is to be found there. */
+  /** Why there was no WebSocket. If the answer does not tell, looks for TLS and at other paths. */
   async #refusal(answer: Answer): Promise<Problem> {
     const { pathname: path, href } = this.url;
     const problem = refusalOf(answer, this.url);
@@ -227,7 +227,7 @@ export class Probe {
     return url;
   }
 
-  /** Asks over a connection of its own. Where the headers ask for a WebSocket, that is all that is done with it. */
+  /** Sends a request over a connection of its own, and closes it after the answer, also if that is a WebSocket. */
   async #ask(url: URL, headers: Record<string, string> = {}): Promise<Answer> {
     let socket: net.Socket | undefined;
     try {
@@ -286,7 +286,7 @@ export class Probe {
     throw this.#unreachable(`it answers CONNECT ${target} with status ${statusCode}`);
   }
 
-  /** Why this machine does not get as far as the relay. Where an HTTP proxy is on the way, that is to blame. */
+  /** Why this machine does not reach the relay. If there is an HTTP proxy, it is reported as the proxy's problem. */
   #unreachable(why: string, code: ProblemCode = 'no_answer'): Problem {
     const via = this.#via;
     if (!via) return new Problem(code, why);
@@ -297,8 +297,8 @@ export class Probe {
 /**
  * Tries to connect to an address.
  *
- * Bun 1.4 calls every connection that the system refuses to make a refused port. A UDP socket is told the true reason: at
- * once where this machine has no route, and later where nobody has the address (an empty datagram is enough for that).
+ * Bun 1.4 reports every failed connection as a refused port. A UDP socket gets the true reason: at once if this machine
+ * has no route, and after an empty datagram if no machine has the address.
  *
  * @returns What is wrong, if no connection came about.
  */

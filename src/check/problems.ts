@@ -107,7 +107,7 @@ export class Problem extends Error {
   }
 }
 
-/** Which problem an error of the client library is. Those that are not here are a `wire_error`. */
+/** The problem that each error of the client library stands for. All others are a `wire_error`. */
 const problemOfError: Record<string, ProblemCode> = {
   rate_limited: 'rate_limited',
   unauthorized: 'access_token_wrong',
@@ -125,7 +125,7 @@ const problemOfError: Record<string, ProblemCode> = {
   unreachable: 'cut',
 };
 
-/** @throws The error itself, where it does not come from the client library: then it is a fault of this program. */
+/** @throws The error itself, if it does not come from the client library: then it is a fault of this program. */
 export function problemOf(error: unknown): Problem {
   if (error instanceof Problem) return error;
   if (!(error instanceof RelayError)) throw error;

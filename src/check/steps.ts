@@ -57,7 +57,7 @@ export interface Reporter {
 /** A step's name and what it does. What the work throws is why the step failed. */
 export type Task = readonly [StepName, (progress: (text: string) => void) => Promise<Finding>];
 
-/** Steps that are left out, with a warning, where a limit on this client is used up: that is no fault of the relay. */
+/** Steps that are left out, with a warning, if a limit on this client is used up, which is no fault of the relay. */
 const canBeLeftOut = new Set<StepName>(['bootstrap', 'instances', 'idle']);
 
 /** Does one step after another until one fails. @returns The steps that were done. */
@@ -131,7 +131,7 @@ export function wireTasks(url: string, idleSeconds: number, skip?: AbortSignal):
   const idle: Task = ['idle', (progress) => beQuiet(url, idleSeconds, progress, skip)];
   return [
     ['code', async () => ((target = await waitWithCode(url)), { found: 'the relay takes it' })],
-    ['peer', async () => ((pair = await join(url, target)), { found: 'both sides know' })],
+    ['peer', async () => ((pair = await join(url, target)), { found: 'both sides were told' })],
     ['roundtrips', withPair(roundTrips)],
     ['large', withPair(largeFrame)],
     ['disconnect', withPair(disconnect)],
@@ -183,7 +183,7 @@ async function largeFrame({ target, controller }: Pair): Promise<Finding> {
   return { found: 'arrived whole' };
 }
 
-/** The relay is to tell a device at once that the other is gone. */
+/** The relay must tell a device at once that the other is gone. */
 async function disconnect({ target, controller }: Pair): Promise<Finding> {
   const start = performance.now();
   const leaving = controller.close();

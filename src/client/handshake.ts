@@ -12,7 +12,7 @@ import {
   refusals,
   SecureChannel,
   toJson,
-} from './channel.ts';
+} from './secure-channel.ts';
 import { checkArgument, codeOf, RelayError } from './errors.ts';
 import type { WaitOptions } from './inbox.ts';
 import {

@@ -15,7 +15,7 @@
  * console.log(await channel.receive());
  */
 import { fromBase64Url, toBase64Url } from './base64.ts';
-import type { SecureChannel } from './channel.ts';
+import type { SecureChannel } from './secure-channel.ts';
 import { announce, connect, type ConnectOptions, generateCode, listen, watch } from './client.ts';
 import { checkArgument, RelayError, type RelayErrorCode, traced } from './errors.ts';
 import { type Answer, asController, asTarget, encodeIdentity } from './handshake.ts';

@@ -1,7 +1,8 @@
 /**
  * Many instances as one relay. Redis knows which instance owns which code and token id (`scripts.ts`), and carries what
  * instances say to each other (`messages.ts`). The instance that a target is connected to owns its session, and that of
- * a watcher its watch; no other changes it. Whoever comes to it from another instance comes over a link (`links.ts`).
+ * a watcher its watch; no other changes it. A socket of another instance reaches the session or watch over a link
+ * (`links.ts`).
  */
 import { networksOf } from '../admission/limits.ts';
 import { BURNT_TTL_MS, WATCH_TTL_MS } from '../bootstrap/bootstrap.ts';
@@ -17,7 +18,7 @@ import { ALL, RedisConnection, type Redis } from './redis.ts';
 import { RedisError, type RedisUrl } from './redis-url.ts';
 import type { Script } from './scripts.ts';
 
-/** Claims that are put right at once when Redis is back. */
+/** Claims that are sent to Redis at once when it is back. */
 const BATCH = 500;
 /** What a used token id takes in Redis: 129 bytes, measured on Redis 7.0 with 100,000 of them. */
 const USED_TOKEN_BYTES = 130;
@@ -28,13 +29,13 @@ const START_WAIT_MS = 5000;
 
 type Owned = Session | Watch;
 
-/** What this instance has claimed. */
+/** A code or a token id that this instance has claimed. */
 interface Claim {
   /** `instance.number`, never given again. Redis stores it under the key. */
   readonly name: string;
   readonly key: string;
-  /** What holds it: undefined from its end until Redis has released the claim. */
-  what: Owned | undefined;
+  /** The session or watch: undefined from its end until Redis has released the claim. */
+  owned: Owned | undefined;
 }
 
 const hash = (jti: string): string =>
@@ -52,7 +53,7 @@ const codeKeys = (peer: Peer, otc: string): string[] => [
 
 export class Cluster implements ClusterOfSockets {
   readonly links: Links;
-  /** By name. */
+  /** The claims of this instance, by name. */
   readonly #claims = new Map<string, Claim>();
   readonly #claimOf = new WeakMap<Owned, Claim>();
   #lastName = 0;
@@ -64,7 +65,7 @@ export class Cluster implements ClusterOfSockets {
   /** Why Redis is out of reach: empty before its first answer, and undefined while it is in reach. */
   problem: string | undefined = '';
 
-  /** @param id This instance in this life of it: never given again. */
+  /** @param id The name of this instance, random and new at each start. */
   constructor(
     readonly id: string,
     private readonly sockets: Sockets,
@@ -85,7 +86,7 @@ export class Cluster implements ClusterOfSockets {
     return { ...this.links.books, claims: this.#claims.size, burnt: this.#burnt };
   }
 
-  // What a socket of this instance asks. Each comes to the error code where the answer is no.
+  // Requests of this instance's sockets. Each resolves to the error code if refused, otherwise to undefined.
 
   async listen(target: Connection, otc: string): Promise<ErrorCode | undefined> {
     const { sessionTtlMs, maxFailedCodes, maxFailedPerCode, maxListens } = this.sockets.config;
@@ -134,7 +135,10 @@ export class Cluster implements ClusterOfSockets {
     return isReason(claim) ? claim : this.#reach(target, claim, jti, frame);
   }
 
-  /** Brings a socket to what a claim stands for: a controller, or a target with its token id and frame. */
+  /**
+   * Brings a socket to the session or watch of a claim, here or through a tunnel.
+   * @param jti For a target that announces itself, as is the frame.
+   */
   async #reach(
     socket: Connection,
     claim: string,
@@ -146,21 +150,21 @@ export class Cluster implements ClusterOfSockets {
     return new Tunnel(this.links, owner, this.#newName(), socket, jti).open(claim, frame);
   }
 
-  /** Joins a peer to the session that a claim stands for or, where it brings a frame, announces it to the watch. */
+  /** On the owner: joins a peer to the session of a claim or, if there is a frame, announces the peer to the watch. */
   #enter(peer: Peer, name: string, frame: string): RejectReason | undefined {
     const { sessions, watches } = this.sockets;
     const claim = this.#claims.get(name);
-    const what = claim?.what;
+    const owned = claim?.owned;
     const now = this.sockets.now();
     if (frame !== '') {
       // It was watched when the token was burned, and may not be any more.
-      if (!what || 'otc' in what || !watches.find(what.jti, now)) return 'watcher_disconnected';
-      return watches.tell(peer, what, frame);
+      if (!owned || 'otc' in owned || !watches.find(owned.jti, now)) return 'watcher_disconnected';
+      return watches.tell(peer, owned, frame);
     }
-    if (!claim || !what || !('otc' in what) || !sessions.find(what.otc, now)) {
+    if (!claim || !owned || !('otc' in owned) || !sessions.find(owned.otc, now)) {
       return 'otc_not_found';
     }
-    const refusal = sessions.join(peer, what, now);
+    const refusal = sessions.join(peer, owned, now);
     // The pairing may last longer than the wait for it.
     if (!refusal) this.#update(claim);
     return refusal;
@@ -169,9 +173,9 @@ export class Cluster implements ClusterOfSockets {
   // What this instance has claimed.
 
   /**
-   * Claims a key for what `open` then returns, unless that is an error code.
-   * @param keys The first is to be claimed.
-   * @param renewed A claim that there is already.
+   * Claims a key in Redis and then opens the session or watch. If `open` returns an error code, releases the claim.
+   * @param keys The first one is claimed.
+   * @param renewed The existing claim, if a watch is renewed.
    */
   async #claim(
     script: Script,
@@ -182,59 +186,59 @@ export class Cluster implements ClusterOfSockets {
   ): Promise<ErrorCode | undefined> {
     if (this.sockets.connections.draining) return 'relay_draining';
     if (!this.isUp) return 'relay_unavailable';
-    const claim = renewed ?? { name: this.#newName(), key: keys[0] as string, what: undefined };
+    const claim = renewed ?? { name: this.#newName(), key: keys[0] as string, owned: undefined };
     const answer = await this.#ask(script, keys, [claim.name, ...values]);
-    // Redis has nothing of it.
+    // The script refused, so Redis has not stored the claim.
     if (isReason(answer) && answer !== 'relay_unavailable') return answer as ErrorCode;
     this.#claims.set(claim.name, claim);
-    const what = answer === 'ok' ? open(this.sockets.now()) : 'relay_unavailable';
-    if (typeof what === 'string') {
+    const owned = answer === 'ok' ? open(this.sockets.now()) : 'relay_unavailable';
+    if (typeof owned === 'string') {
       this.#update(claim);
-      return what;
+      return owned;
     }
-    claim.what = what;
-    // What was to be renewed may have ended meanwhile, which released the claim.
+    claim.owned = owned;
+    // The watch may have ended during the wait, which released the claim. So it is claimed again.
     if (renewed) this.#update(claim);
-    this.#claimOf.set(what, claim);
-    what.onEnd = () => {
-      claim.what = undefined;
+    this.#claimOf.set(owned, claim);
+    owned.onEnd = () => {
+      claim.owned = undefined;
       this.#update(claim);
-      const guest = 'otc' in what ? what.controller : what.target;
+      const guest = 'otc' in owned ? owned.controller : owned.target;
       if (guest instanceof Guest) guest.end();
     };
     return undefined;
   }
 
-  /** Tells Redis what has become of a claim. Where that fails, it is done when Redis is back. */
+  /** Renews or releases a claim in Redis. If that fails, `#up` does it when Redis is back. */
   #update(claim: Claim): void {
     this.#updated(claim).catch(() => {});
   }
 
-  /** Keeps a claim for as long as what holds it may last, or releases it. */
+  /** Renews a claim for as long as its session or watch may last, or releases it. */
   async #updated(claim: Claim): Promise<void> {
-    const { name, key, what } = claim;
-    if (!what) {
+    const { name, key, owned } = claim;
+    if (!owned) {
       await this.redis.run('release', [key], [name]);
-      if (!claim.what) this.#claims.delete(name);
+      if (!claim.owned) this.#claims.delete(name);
       return;
     }
-    const end = 'otc' in what ? this.sockets.pairing.lastEndOf(what) : what.since + WATCH_TTL_MS;
+    const end = 'otc' in owned ? this.sockets.pairing.lastEndOf(owned) : owned.since + WATCH_TTL_MS;
     const ttlMs = Math.max(1, Math.ceil(end - this.sockets.now()));
     const isHeld = await this.redis.run('hold', [key], [name, ttlMs]);
-    if (isHeld === 0 && claim.what === what) this.#taken(what);
+    if (isHeld === 0 && claim.owned === owned) this.#taken(owned);
   }
 
   /** Another instance has claimed it. */
-  #taken(what: Owned): void {
+  #taken(owned: Owned): void {
     const { answers, sessions, watches, now } = this.sockets;
-    if ('otc' in what) {
-      answers.guard(what.target, () => sessions.lose(what, 'relay_unavailable', now()));
+    if ('otc' in owned) {
+      answers.guard(owned.target, () => sessions.lose(owned, 'relay_unavailable', now()));
     } else {
-      answers.guard(what.watcher, () => watches.expire(what, now()));
+      answers.guard(owned.watcher, () => watches.expire(owned, now()));
     }
   }
 
-  /** Comes to what a script answers, or to `relay_unavailable`. */
+  /** Resolves to the answer of a script, or to `relay_unavailable` if Redis is out of reach. */
   async #ask(script: Script, keys: string[], values: (string | number)[]): Promise<string> {
     const answer = this.isUp && (await this.redis.run(script, keys, values).catch(() => false));
     return this.isUp ? String(answer) : 'relay_unavailable';
@@ -246,7 +250,7 @@ export class Cluster implements ClusterOfSockets {
     return `${this.id}.${this.#lastName}`;
   }
 
-  // What other instances say.
+  // Messages of other instances.
 
   #hear(json: string): void {
     const message = readMessage(json);
@@ -268,7 +272,7 @@ export class Cluster implements ClusterOfSockets {
   }
 
   #admit(from: string, [, link, frame, claim, client]: Extract<Item, ['open', ...string[]]>): void {
-    // A link that is there already is nothing that an instance would ask for.
+    // The name of a link is unique, so no instance asks for one that exists.
     if (this.links.ends.has(link)) return;
     const guest = new Guest(this.links, from, link, client);
     this.sockets.answers.guard(guest, () => {
@@ -291,7 +295,8 @@ export class Cluster implements ClusterOfSockets {
       const answer = await this.redis.run('beat', ['probe', 'burnt'], [...instances]);
       const [, burnt, ...absent] = answer as [number, number, ...string[]];
       this.#burnt = burnt;
-      if (absent.includes(this.id)) throw new Error('it does not know this instance any more');
+      if (absent.includes(this.id))
+        throw new Error('it has lost the subscription of this instance');
       this.links.lose('peer_disconnected', ({ instance }) => absent.includes(instance));
       if (!this.isUp) await this.#up();
     } catch (error) {
@@ -301,19 +306,19 @@ export class Cluster implements ClusterOfSockets {
     }
   }
 
-  /** Puts right what Redis knows of this instance: it may know too much, or have come back empty. */
+  /** Sends all claims to Redis again, which may have lost them, or still have some that have ended. */
   async #up(): Promise<void> {
     const claims = [...this.#claims.values()];
     while (claims.length > 0) {
       await Promise.all(claims.splice(0, BATCH).map((claim) => this.#updated(claim)));
     }
-    // Whoever is linked with it was so before it went down, and may not know that this is over.
+    // Other instances may still have links from before. They end them when they hear this.
     this.links.send(ALL, ['over', '', '', 0]);
     if (this.problem) this.log.info('Redis is in reach again');
     this.problem = undefined;
   }
 
-  /** From now on this instance is on its own: what crossed is over, and pairs within it go on. */
+  /** Redis is out of reach: all links end. Pairings within this instance go on. */
   #down(problem: string): void {
     if (problem !== this.problem) {
       this.log.warn('Redis is out of reach: only pairings within this instance go on', { problem });
@@ -325,8 +330,8 @@ export class Cluster implements ClusterOfSockets {
 
 /**
  * Makes a relay one of many.
- * @returns What takes it out again.
- * @throws {RedisError} Where Redis does not answer as it must within 5 s.
+ * @returns `leave`, which takes the relay out of the cluster.
+ * @throws {RedisError} If Redis does not answer as it must within 5 s.
  */
 export async function joinCluster(
   url: RedisUrl,
@@ -356,7 +361,7 @@ export async function joinCluster(
   return { leave };
 }
 
-/** Warns where Redis may forget used token ids, or can't hold as many as it is to. */
+/** Warns if Redis may forget used token ids, or has too little memory for AMESH_MAX_BURNT of them. */
 async function warnOfMemory(redis: RedisConnection, maxBurnt: number, log: Log): Promise<void> {
   const info = await redis.memory().catch(() => '');
   const maxmemory = Number(/^maxmemory:(\d+)/m.exec(info)?.[1] ?? 0);

@@ -18,30 +18,30 @@ import {
 import type { Item, Word } from './messages.ts';
 import type { Redis } from './redis.ts';
 
-/** How often an instance asks whether Redis, and the instances that it has to do with, are there. Milliseconds. */
+/** How often an instance asks whether Redis and the instances that it has links with are there, in milliseconds. */
 export const BEAT_MS = 500;
 /** How many beats an owner has to answer. */
 const ANSWER_BEATS = 4;
-/** How much later than the owner's sweeper a tunnel ends by itself, in milliseconds: then the owner hangs. */
+/** How much longer than the owner's own limit a tunnel waits, in milliseconds. If it is silent for longer, it hangs. */
 const MARGIN_MS = 5000;
 /** Bytes that may wait in this process for Redis, of all clients together. */
 const MAX_WAITING_BYTES = 64 * 1024 * 1024;
 /** What an item counts for: its text, and the rest with room to spare. */
 const bytesOf = (item: Item): number => 64 + item[2].length;
 
-/** Why everything with an instance has ended: Redis is out of reach, or the instance has gone. */
+/** Why the links with an instance have ended: Redis is out of reach, or the instance has gone. */
 type Loss = 'relay_unavailable' | 'peer_disconnected';
 
 abstract class End {
-  /** The beat at which it is given up if nothing is heard until then. */
+  /** The link ends after this beat if nothing has arrived until then. */
   deadline = Infinity;
   /** Who is closed when something fails here. */
   abstract readonly peer: Peer;
 
   /**
    * @param instance The instance at the other end.
-   * @param link A name that is never given again.
-   * @param client Whom limits count the socket for.
+   * @param link A unique name.
+   * @param client The client that limits count the socket for.
    */
   constructor(
     protected readonly links: Links,
@@ -112,7 +112,7 @@ export class Guest extends End implements Peer {
     this.end();
   }
 
-  /** What it was here for has ended, or does not take it in. */
+  /** Removes this guest: its session or watch has ended, or has refused it. */
   end(refusal = ''): void {
     if (!this.links.ends.delete(this.link)) return;
     const received = this.#received;
@@ -122,7 +122,7 @@ export class Guest extends End implements Peer {
 }
 
 export class Tunnel extends End implements SocketTunnel {
-  /** What the owner was asked and has not answered yet. It comes to the error code if the owner refuses. */
+  /** The question that the owner has not answered yet. Resolves to the error code if the owner refuses. */
   #question: PromiseWithResolvers<RejectReason | undefined> | undefined;
   /** Frames that the socket sent. */
   #sent = 0;
@@ -139,14 +139,14 @@ export class Tunnel extends End implements SocketTunnel {
     (peer.tunnels ??= new Set()).add(this);
   }
 
-  /** Asks the owner of a claim to let the socket in, with its frame if that is for a watch. */
+  /** Asks the owner of a claim to let the socket in. The frame is the announcement to a watch; empty for a session. */
   open(claim: string, frame: string): Promise<RejectReason | undefined> {
     return this.#ask(['open', this.link, frame, claim, this.client]);
   }
 
   forward(frame: string, bytes: number): void {
     this.#sent += 1;
-    this.#isActive();
+    this.#extendDeadline();
     if (!this.say('frame', frame, bytes)) this.#tooSlow();
   }
 
@@ -167,8 +167,8 @@ export class Tunnel extends End implements SocketTunnel {
     return this.#question.promise;
   }
 
-  /** A frame went either way. */
-  #isActive(): void {
+  /** A frame went in either direction, so the deadline starts again. */
+  #extendDeadline(): void {
     if (this.#question) return;
     const ttlMs = this.jti === undefined ? this.links.sockets.config.sessionTtlMs : WATCH_TTL_MS;
     this.deadline = this.links.beats + (ttlMs + MARGIN_MS) / BEAT_MS;
@@ -179,16 +179,16 @@ export class Tunnel extends End implements SocketTunnel {
     if (word === 'opened') {
       this.#question?.resolve(undefined);
       this.#question = undefined;
-      this.#isActive();
+      this.#extendDeadline();
       if (this.jti === undefined) peer.tunnel = this;
     } else if (word === 'frame') {
-      this.#isActive();
+      this.#extendDeadline();
       if (!peer.trySend(text)) this.#tooSlow();
     } else if (word === 'close' && Object.hasOwn(closes, text)) {
       peer.close(text as CloseReason);
     } else if (word === 'end') {
       this.#leave(text === '' ? undefined : isReason(text) ? text : 'relay_unavailable');
-      // Frames that the owner did not hear any more are answered as on one instance.
+      // The session ended before these frames reached the owner. Each is answered as on one instance.
       for (let late = this.#sent - count; late > 0 && !peer.isClosed; late -= 1) {
         this.links.sockets.answers.refuse(peer, 'no_session');
       }
@@ -207,7 +207,7 @@ export class Tunnel extends End implements SocketTunnel {
     const isAsked = this.#question !== undefined;
     this.say('end');
     this.#leave('relay_unavailable');
-    // The socket is told by the answer to its question.
+    // The answer to its question tells the socket.
     if (isAsked) return;
     if (this.jti === undefined) return answers.refuse(this.peer, why);
     const isAlone = why === 'peer_disconnected';
@@ -220,7 +220,7 @@ export class Tunnel extends End implements SocketTunnel {
     this.#leave();
   }
 
-  /** Its socket may go on without it. */
+  /** Removes the tunnel. The socket stays open. */
   #leave(refusal?: RejectReason): void {
     const { peer, links } = this;
     links.ends.delete(this.link);
@@ -234,12 +234,12 @@ export class Tunnel extends End implements SocketTunnel {
 export class Links {
   /** By link: every end at this instance. */
   readonly ends = new Map<string, End>();
-  /** What is said at the end of this turn of the loop, by instance. */
+  /** The items that are sent at the end of this turn of the loop, by instance. */
   readonly #outboxes = new Map<string, Item[]>();
   #waitingBytes = 0;
-  /** Resolves when all that was said until now has reached Redis, which answers in order, or never will. */
+  /** Resolves when every message until now has reached Redis or has failed. Redis answers in order, so it is the last. */
   settled = Promise.resolve();
-  /** Beats so far. Deadlines count them, since time passes for answers that wait to be read while this process hangs. */
+  /** Beats so far. Deadlines count beats and not time, which also passes while this process hangs and reads nothing. */
   beats = 0;
 
   constructor(
@@ -253,7 +253,7 @@ export class Links {
     return { tunnels: this.ends.size - guests, guests, waitingBytes: this.#waitingBytes };
   }
 
-  /** A fault of ours ends the one socket that it happened on. */
+  /** Handles an item of another instance. An error in the relay's code closes the one socket that it is about. */
   hear(from: string, [word, link, text, count]: Exclude<Item, ['open', ...unknown[]]>): void {
     const end = this.ends.get(link);
     if (word === 'over') this.lose('relay_unavailable', ({ instance }) => instance === from);
@@ -264,7 +264,7 @@ export class Links {
     else if (word === 'opened') this.send(from, ['end', link, '', 0]);
   }
 
-  /** Gives up what has heard nothing for too long. Goes through all, which takes 0.2 ms for 10,000. */
+  /** Ends each link on which nothing has arrived until its deadline. Looking at 10,000 links takes 0.2 ms. */
   beat(): void {
     this.beats += 1;
     this.lose('relay_unavailable', ({ deadline }) => deadline < this.beats);
@@ -278,8 +278,8 @@ export class Links {
   }
 
   /**
-   * Says something to an instance at the end of this turn of the loop, in one message with all that is said till then.
-   * @returns False where too much waits for Redis to carry one more frame. What is not a frame is always taken.
+   * Sends an item to an instance at the end of this turn of the loop, in one message with all other items until then.
+   * @returns False if too much waits for Redis to take one more frame. Items without a frame are always taken.
    */
   send(to: string, item: Item): boolean {
     const bytes = bytesOf(item);
@@ -301,7 +301,7 @@ export class Links {
       const heard = await this.redis.run('publish', [], [to, text]);
       if (heard === 0) this.lose('peer_disconnected', ({ instance }) => instance === to);
     } catch {
-      // Redis is out of reach, which ends everything with every instance.
+      // Redis is out of reach, which ends all links.
     }
     for (const item of items) this.#waitingBytes -= bytesOf(item);
   }

@@ -1,4 +1,4 @@
-/** Where Redis is: the setting REDIS_URL, read. What talks to Redis is loaded only where it is set. */
+/** Parses the setting REDIS_URL. The modules that talk to Redis are loaded only if it is set. */
 import { readSecretFile } from '../secret-file.ts';
 
 /** Redis could not be reached, or is not what the relay needs. */
@@ -52,7 +52,7 @@ function problemOf(text: string): string | undefined {
   }
 }
 
-/** A Redis URL that shows user and password to nobody who only prints it. */
+/** A Redis URL. Printing or logging it does not show user and password. */
 export class RedisUrl {
   readonly #url: URL;
 

@@ -1,4 +1,4 @@
-/** The connection to Redis, which runs scripts and hears what other instances say. */
+/** The connection to Redis, which runs scripts and receives the messages of other instances. */
 import { Redis as Client } from 'ioredis';
 import type { RedisUrl } from './redis-url.ts';
 import { type Script, sources } from './scripts.ts';
@@ -10,20 +10,20 @@ export const SILENCE_MS = 3000;
 const CONNECT_TIMEOUT_MS = 2000;
 const RETRY_MS = 250;
 
-/** In the place of an instance: whatever is published to it goes to every instance. */
+/** In the place of an instance's id: the message goes to every instance. */
 export const ALL = 'all';
 
 /** What the cluster needs of Redis, so that the simulation of the tests can stand in for it. */
 export type Redis = Pick<RedisConnection, 'run' | 'onReady' | 'onMessage' | 'onLost'>;
 
-/** Messages of the library that say only that something went wrong before. */
+/** Errors of the library that only follow from an earlier one. */
 const FOLLOWS = /^(?:Connection is closed|Stream isn't|Command timed out|Socket timeout)/;
 
 export class RedisConnection {
   /** The connection is open, for the first time or again. */
   onReady: () => void = () => {};
   onMessage: (text: string) => void = () => {};
-  /** Redis is out of reach, or refuses to work, with the reason in one line. What was said meanwhile may be lost. */
+  /** Redis is out of reach, or refuses to work, with the reason in one line. Messages sent meanwhile may be lost. */
   onLost: (reason: string) => void = () => {};
   readonly #client: Client;
   /** It is in its database, and has its subscriptions. */
@@ -58,7 +58,7 @@ export class RedisConnection {
       socketTimeout: SILENCE_MS,
       connectTimeout: CONNECT_TIMEOUT_MS,
       retryStrategy: () => RETRY_MS,
-      // A primary that became a replica: its name may lead to another one by now.
+      // The primary became a replica. Its name may lead to the new primary by now.
       reconnectOnError: ({ message }) => message.startsWith('READONLY'),
     });
     this.#client.on('message', (_channel: string, text: string) => this.onMessage(text));
@@ -86,9 +86,9 @@ export class RedisConnection {
     }
   }
 
-  /** Runs a script. Rejects where no answer came in time; Redis does not run it later either. */
+  /** Runs a script. Rejects if no answer came in time; Redis does not run it later either. */
   async run(script: Script, keys: string[], values: (string | number)[]): Promise<unknown> {
-    // A beat changes nothing, and tells what Redis' clock says.
+    // A beat needs no deadline, since it changes nothing. It returns the time of Redis.
     const deadline =
       script === 'beat'
         ? Number.MAX_SAFE_INTEGER
@@ -97,7 +97,7 @@ export class RedisConnection {
     try {
       if (!this.#isOpen) throw new Error('Connection is closed.');
       const answer = await scripts[script](keys.length, ...keys, deadline, this.prefix, ...values);
-      // The answer took its time, so the true offset is a little more, and a deadline a little early.
+      // Redis read its clock before the answer came, so the offset is a little small, and a deadline a little early.
       if (script === 'beat') this.#clockOffset = (answer as number[])[0]! - performance.now();
       this.#complaint = undefined;
       return answer;
@@ -116,7 +116,7 @@ export class RedisConnection {
     this.#client.disconnect();
   }
 
-  /** Tells that something went wrong, with what Redis itself said of it where it said anything. */
+  /** Reports a failure, with the last error of Redis itself if there was one. */
   #lost({ message }: Error): Error {
     const [line = ''] = message.split(/\n|, with args/);
     if (!this.#complaint || !FOLLOWS.test(line)) {

@@ -111,8 +111,7 @@ const scripts = {
   /** Returns how many instances heard it. */
   publish: `return redis.call('PUBLISH', inbox(ARGV[3]), ARGV[4])`,
   /**
-   * KEYS: one that is written and removed, since a Redis that is full or a replica counts as out of reach; and the used
-   * token ids. ARGV: instances. Returns Redis' clock, the number of used token ids, and who of the instances is absent.
+   * KEYS: one that is written and removed, to notice a Redis that is full or a replica; and the used token ids. ARGV: instances. Returns Redis' clock, the number of used token ids, and who of the instances is absent.
    */
   beat: `
     redis.call('SET', KEYS[1], '')

@@ -57,7 +57,7 @@ for (const [index, button] of document.querySelectorAll<HTMLElement>('button.cop
   copies(button, () => code.innerText.replace(masked(websocket().href), websocket().href), code);
 }
 
-/** For screen readers: says what others see elsewhere. */
+/** Tells screen readers of a change that others see elsewhere on the page. */
 const told = element('told');
 
 const form = tokenInput?.form;
