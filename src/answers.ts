@@ -49,14 +49,14 @@ export class Answers {
   }
 
   /** Logs an internal error and closes the peer. The message might quote a frame, so only name and stack are logged. */
-  failed(peer: Peer | undefined, error: unknown): void {
+  failed(peer: Peer, error: unknown): void {
     const { name, stack = '' } = error instanceof Error ? error : new Error('not an Error');
     const where = stack.split('\n').filter((line) => line.trimStart().startsWith('at '));
     this.log.error('internal error', {
       name,
       where: where.slice(0, 4).map((line) => line.trim()),
     });
-    peer?.close('internal_error');
+    peer.close('internal_error');
   }
 
   /** Logs what a client does: at level debug, or at info with its name if AMESH_LOG_CLIENTS is set. */

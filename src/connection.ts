@@ -35,10 +35,8 @@ export class Connection implements Peer {
   tunnel: Tunnel | undefined = undefined;
   /** All its tunnels, those of announcements included; undefined until the first. */
   tunnels: Set<Tunnel> | undefined = undefined;
-  /** Whether a frame of the socket waits for an answer of Redis. Until then its further frames wait in the queue. */
-  isWaiting = false;
-  /** An `undefined` in the queue means that the socket has closed. */
-  queue: (string | Buffer | undefined)[] | undefined = undefined;
+  /** While Redis is asked: the socket's further frames. */
+  queue: (string | Buffer)[] | undefined = undefined;
   queuedBytes = 0;
   /** Whether the relay has closed it. */
   isClosed = false;
@@ -75,7 +73,7 @@ export class Connection implements Peer {
   trySend(frame: string): boolean {
     if (this.isGone) return true;
     const sent = this.ws.sendText(frame);
-    if (sent === -1) this.noteBacklog(frame);
+    if (sent === -1) this.onBacklog(this, frame);
     return sent !== 0;
   }
 
@@ -84,12 +82,8 @@ export class Connection implements Peer {
     const isReached = to instanceof Connection && to.server === this.server && !to.isGone;
     if (this.isGone || !isReached) return to.trySend(frame);
     const sent = this.ws.publishText(topic, frame);
-    if (sent === -1) to.noteBacklog(frame);
+    if (sent === -1) to.onBacklog(to, frame);
     return sent !== 0;
-  }
-
-  noteBacklog(frame: string): void {
-    this.onBacklog(this, frame);
   }
 
   subscribe(topic: string): void {

@@ -23,8 +23,6 @@ export interface Peer {
   trySend(frame: string): boolean;
   /** Sends a frame to the other peer, over the topic if both are on it. Returns false if that peer does not read. */
   publish(topic: string, frame: string, to: Peer): boolean;
-  /** Notes that a frame to this peer could not be sent at once and waits. */
-  noteBacklog(frame: string): void;
   subscribe(topic: string): void;
   unsubscribe(topic: string): void;
   close(reason: CloseReason): void;

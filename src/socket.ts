@@ -5,9 +5,9 @@
  * many instances, some frames wait for Redis; until it answers, the socket's further frames wait in its queue. Sending
  * to a socket that does not read closes it at once, so each rule changes its state before a frame is sent.
  */
-import type { Server, WebSocketHandler } from 'bun';
+import type { Server, ServerWebSocket, WebSocketHandler } from 'bun';
 import { Connections } from './admission/connections.ts';
-import { Limits } from './admission/limits.ts';
+import { createLimits, type Limits } from './admission/limits.ts';
 import { Answers } from './answers.ts';
 import { Bootstrap, BURNT_TTL_MS } from './bootstrap/bootstrap.ts';
 import { UsedTokens } from './bootstrap/used-tokens.ts';
@@ -68,7 +68,8 @@ export interface Cluster {
 /** What a frame counts for while it waits: its length, and the memory that even an empty frame takes. */
 const queuedSize = (frame: string | Buffer): number => frame.length + 64;
 
-type Refusal<C> = C | undefined | Promise<C | undefined>;
+/** Why a request is refused; undefined if it is not. */
+type Refusal = RejectReason | undefined;
 
 export class Sockets {
   readonly stats = new Stats();
@@ -96,7 +97,7 @@ export class Sockets {
     this.pairing = new Pairing(config);
     this.used = new UsedTokens(config.maxBurnt, BURNT_TTL_MS);
     this.connections = new Connections(config);
-    this.limits = new Limits(config);
+    this.limits = createLimits(config);
     this.answers = new Answers(config, log, stats, now);
     const { pairing, used, limits, connections, answers } = this;
     this.sessions = new Sessions(pairing, limits, connections, answers, stats);
@@ -110,12 +111,13 @@ export class Sockets {
 
   /** The number of entries in each collection of the relay. */
   get books(): Record<string, number> {
+    const limits = Object.entries(this.limits).map(([name, { size }]) => [name, size] as const);
     return {
       ...this.connections.books,
       sessions: this.pairing.size,
       watches: this.bootstrap.size,
       burnt: this.used.size,
-      ...this.limits.books,
+      ...Object.fromEntries(limits),
       ...this.cluster?.books,
     };
   }
@@ -127,6 +129,9 @@ export class Sockets {
 
   get handlers(): WebSocketHandler<Connection> {
     const { answers } = this;
+    // Bun answers pings by itself. Pings and pongs are counted, since a flood of them costs as much as other frames.
+    const count = ({ data }: ServerWebSocket<Connection>): void =>
+      answers.guard(data, () => void this.#isWithinFrameRate(data, 0, this.now()));
     return {
       open: (ws) => {
         ws.data.ws = ws;
@@ -135,17 +140,15 @@ export class Sockets {
       // Not `answers.guard`, which would need a closure for each frame.
       message: ({ data: connection }, frame) => {
         try {
-          if (connection.isWaiting) this.#enqueue(connection, frame);
-          else this.#received(connection, frame, this.now());
+          if (connection.queue) return this.#enqueue(connection, frame);
+          const answered = this.#received(connection, frame, this.now());
+          if (answered) void this.#wait(connection, answered);
         } catch (error) {
           answers.failed(connection, error);
         }
       },
-      // Bun answers pings by itself. Pings and pongs are counted, since a flood of them costs as much as other frames.
-      ping: ({ data }) =>
-        answers.guard(data, () => void this.#isWithinFrameRate(data, 0, this.now())),
-      pong: ({ data }) =>
-        answers.guard(data, () => void this.#isWithinFrameRate(data, 0, this.now())),
+      ping: count,
+      pong: count,
       drain: ({ data }) => {
         this.#stalled.delete(data);
         if (data.ws.getBufferedAmount() > 0) this.#onBacklog(data, '');
@@ -153,9 +156,8 @@ export class Sockets {
       close: ({ data: connection }) => {
         this.#refused.delete(connection);
         this.#stalled.delete(connection);
-        if (!connection.isWaiting) return this.#closed(connection);
-        connection.isGone = true;
-        (connection.queue ??= []).push(undefined);
+        if (connection.queue) connection.isGone = true;
+        else this.#closed(connection);
       },
       maxPayloadLength: this.config.maxFrameBytes,
       backpressureLimit: this.config.maxBacklogBytes,
@@ -205,7 +207,7 @@ export class Sockets {
       if (waiting < bytes) {
         if (waiting > 0) this.#stalled.set(connection, { since: now, bytes: waiting });
       } else if (connection.session) {
-        this.sessions.abort(connection.session, 'slow_consumer', now);
+        this.sessions.abort(connection.session, now);
       } else {
         connection.tunnel?.abort('slow_consumer');
         connection.close('slow_consumer');
@@ -226,7 +228,12 @@ export class Sockets {
     });
   }
 
-  #received(connection: Connection, frame: string | Buffer, now: number): void {
+  /** Handles a frame. Returns a promise if the answer has to wait for Redis. */
+  #received(
+    connection: Connection,
+    frame: string | Buffer,
+    now: number,
+  ): Promise<void> | undefined {
     const text = typeof frame === 'string' ? frame : decodeBinary(frame);
     if (text === undefined) return this.#malformed(connection, { malformed: 'invalid_message' });
     const bytes = Buffer.byteLength(text);
@@ -236,11 +243,16 @@ export class Sockets {
     if (message.type === 'data') {
       return this.#forward(connection, frames.data(message.payload), bytes, now);
     }
-    if (this.#isWithinFrameRate(connection, bytes, now)) this.#answer(connection, message, now);
+    if (!this.#isWithinFrameRate(connection, bytes, now)) return undefined;
+    const refusal = this.#ask(connection, message, now);
+    if (!(refusal instanceof Promise)) return this.#refuse(connection, refusal, message);
+    return refusal
+      .then((reason) => this.#refuse(connection, reason, message))
+      .catch((error: unknown) => this.answers.failed(connection, error));
   }
 
   /** @param bytes The length of the frame as received. */
-  #forward(connection: Connection, frame: string, bytes: number, now: number): void {
+  #forward(connection: Connection, frame: string, bytes: number, now: number): undefined {
     const { session, tunnel, client } = connection;
     if ((session || tunnel) && !this.limits.bytes.take(client, payloadBytes(bytes), now)) {
       if (tunnel) tunnel.abort('session_data_limit');
@@ -255,58 +267,33 @@ export class Sockets {
     }
   }
 
-  #answer(
-    connection: Connection,
-    message: Exclude<ClientMessage, { type: 'data' }>,
-    now: number,
-  ): void {
-    const { answers } = this;
-    if (message.type === 'bootstrap_init') {
-      const { jti } = message;
-      this.#sendRefusal(connection, this.#announce(connection, message, now), (reason) =>
-        answers.reject(connection, jti, reason),
-      );
-    } else {
-      this.#sendRefusal(connection, this.#ask(connection, message, now), (code) =>
-        answers.refuse(connection, code),
-      );
-    }
-  }
-
-  /** Sends a refusal, at once or when the promise resolves. Until then the socket's further frames wait. */
-  #sendRefusal<C>(connection: Connection, refusal: Refusal<C>, send: (refusal: C) => void): void {
-    if (!(refusal instanceof Promise)) {
-      if (refusal) send(refusal);
-      return;
-    }
-    connection.isWaiting = true;
-    void refusal
-      .then((known) => known && send(known))
-      .catch((error: unknown) => this.answers.failed(connection, error))
-      .then(() => this.answers.guard(connection, () => this.#resume(connection)));
+  /** Refuses a message, in the form that its sender understands. */
+  #refuse(connection: Connection, reason: Refusal, { type, jti }: Partial<Malformed>): undefined {
+    if (!reason) return;
+    if (type === 'bootstrap_init') this.answers.reject(connection, jti, reason);
+    else this.answers.refuse(connection, reason as ErrorCode);
   }
 
   #ask(
     connection: Connection,
-    message: Exclude<ClientMessage, { type: 'data' | 'bootstrap_init' }>,
+    message: Exclude<ClientMessage, { type: 'data' }>,
     now: number,
-  ): Refusal<ErrorCode> {
+  ): Refusal | Promise<Refusal> {
     const { cluster, sessions, watches } = this;
     switch (message.type) {
       case 'listen':
-        return cluster
-          ? cluster.listen(connection, message.otc)
-          : sessions.listen(connection, message.otc, now);
+        return (cluster ?? sessions).listen(connection, message.otc, now);
       case 'connect':
-        return cluster
-          ? cluster.connect(connection, message.otc)
-          : sessions.connect(connection, message.otc, now);
+        return (cluster ?? sessions).connect(connection, message.otc, now);
       case 'done':
         return connection.tunnel?.done() ?? sessions.done(connection, now);
       case 'bootstrap_watch':
-        return cluster
-          ? cluster.watch(connection, message.jti)
-          : watches.watch(connection, message.jti, now);
+        return (cluster ?? watches).watch(connection, message.jti, now);
+      case 'bootstrap_init': {
+        const { jti, token, targetPubKey } = message;
+        const frame = frames.init(jti, token, targetPubKey);
+        return (cluster ?? watches).announce(connection, jti, frame, now);
+      }
       case 'bootstrap_ack': {
         const { jti, publicKey, controllerPubKey, controllerSig } = message;
         const key = (publicKey ?? controllerPubKey) as string;
@@ -320,16 +307,6 @@ export class Sockets {
     }
   }
 
-  #announce(
-    connection: Connection,
-    { jti, token, targetPubKey }: Extract<ClientMessage, { type: 'bootstrap_init' }>,
-    now: number,
-  ): Refusal<RejectReason> {
-    const frame = frames.init(jti, token, targetPubKey);
-    if (this.cluster) return this.cluster.announce(connection, jti, frame);
-    return this.watches.announce(connection, jti, frame, now);
-  }
-
   #enqueue(connection: Connection, frame: string | Buffer): void {
     connection.queuedBytes += queuedSize(frame);
     if (connection.queuedBytes > QUEUED_FRAMES * this.config.maxFrameBytes) {
@@ -339,22 +316,26 @@ export class Sockets {
     }
   }
 
-  /** Handles the frames that waited, until one of them has to wait for Redis again. */
-  #resume(connection: Connection): void {
-    connection.isWaiting = false as boolean;
-    while (connection.queue?.length && !connection.isWaiting) {
-      const frame = connection.queue.shift();
-      if (frame === undefined) return this.#closed(connection);
+  /** Waits until a frame is answered, and then handles the frames that came meanwhile. */
+  async #wait(connection: Connection, answered: Promise<void>): Promise<void> {
+    const queue: (string | Buffer)[] = [];
+    connection.queue = queue;
+    await answered;
+    for (let frame = queue.shift(); frame !== undefined; frame = queue.shift()) {
       connection.queuedBytes -= queuedSize(frame);
-      if (!connection.isClosed) {
-        this.answers.guard(connection, () => this.#received(connection, frame, this.now()));
+      if (connection.isClosed) continue;
+      try {
+        await this.#received(connection, frame, this.now());
+      } catch (error) {
+        this.answers.failed(connection, error);
       }
     }
+    connection.queue = undefined;
+    if (connection.isGone) this.#closed(connection);
   }
 
-  #malformed(connection: Connection, { malformed: code, type, jti }: Malformed): void {
-    if (type === 'bootstrap_init') this.answers.reject(connection, jti, code);
-    else this.answers.refuse(connection, code);
+  #malformed(connection: Connection, message: Malformed): undefined {
+    this.#refuse(connection, message.malformed, message);
     connection.malformed += 1;
     if (connection.malformed >= this.config.maxMalformed) connection.close('too_many_errors');
   }
@@ -392,7 +373,7 @@ export class Sockets {
       answers.guard(connection, () => connection.close('idle'));
     }
     this.#closeStuck(now);
-    this.limits.sweep(now);
+    for (const limit of Object.values(this.limits)) limit.sweep(now);
     this.used.sweep(now);
     return false;
   }

@@ -1,12 +1,8 @@
 import { describe, expect, test } from 'bun:test';
-import {
-  Attempts,
-  Budget,
-  MinuteCount,
-  networksOf,
-  Tally,
-  WINDOW_MS,
-} from '../src/admission/limits.ts';
+import { Connections } from '../src/admission/connections.ts';
+import { Attempts, Budget, MinuteCount, networksOf, WINDOW_MS } from '../src/admission/limits.ts';
+import { readOptions } from '../src/config.ts';
+import { SilentPeer } from './peer.ts';
 
 describe('attempts', () => {
   test('the fifth attempt in a window uses up the limit, until the oldest is a minute old', () => {
@@ -177,13 +173,19 @@ test('a limit tracks 100,000 keys by default', () => {
   expect(attempts.size).toBe(100_000);
 });
 
-test('a tally counts for each key, and removes keys whose count is zero', () => {
-  const tally = new Tally();
-  tally.add('a');
-  tally.add('a');
-  tally.add('b');
-  expect([tally.of('a'), tally.of('b'), tally.of('c'), tally.size]).toEqual([2, 1, 0, 2]);
-  tally.remove('a');
-  tally.remove('b');
-  expect([tally.of('a'), tally.of('b'), tally.size]).toEqual([1, 0, 1]);
+test('sockets are counted for each client, and a client without any is forgotten', () => {
+  const connections = new Connections(readOptions({ maxConnectionsPerClient: 2 }));
+  const [first, second, third, other] = ['a', 'a', 'a', 'b'].map((client) =>
+    Object.assign(new SilentPeer(), { client }),
+  ) as [SilentPeer, SilentPeer, SilentPeer, SilentPeer];
+  const admitted = [first, second, third, other].map((peer) => connections.admit(peer, 0));
+  expect(admitted).toEqual([true, true, false, true]);
+  expect(connections.books).toEqual({ connections: 3, clients: 2 });
+  expect([first, third, other].map((peer) => connections.remove(peer))).toEqual([
+    true,
+    false,
+    true,
+  ]);
+  expect(connections.books).toEqual({ connections: 1, clients: 1 });
+  expect([third, other].map((peer) => connections.admit(peer, 0))).toEqual([true, true]);
 });

@@ -35,7 +35,7 @@ test('with a limit of sixty, sixty in any 60 s, also if their sessions have ende
   await client.refused(listen('300000'), 'rate_limited');
   // Failed attempts are counted elsewhere, and other clients are not affected.
   await client.refused(connect('300000'), 'otc_not_found');
-  expect(relay.sockets.limits.books.failedCodes).toBe(1);
+  expect(relay.sockets.books.failedCodes).toBe(1);
   relay.pass(30_000);
   client.send(listen('300000'));
   await client.expect(open);

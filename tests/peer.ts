@@ -11,7 +11,6 @@ export class SilentPeer implements Peer {
   send = (): boolean => true;
   trySend = (): boolean => true;
   publish = (): boolean => true;
-  noteBacklog = (): void => {};
   subscribe = (): void => {};
   unsubscribe = (): void => {};
   close = (): void => {};

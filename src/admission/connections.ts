@@ -1,13 +1,6 @@
 /** The open sockets: how many each client has, and which of them are idle. Pure, like the limits. */
+import type { Config } from '../config.ts';
 import type { Peer } from '../peer.ts';
-import { Tally } from './limits.ts';
-
-interface ConnectionLimits {
-  maxConnections: number;
-  maxConnectionsPerClient: number;
-  /** Milliseconds that a socket may be idle. */
-  idleMs: number;
-}
 
 export class Connections {
   /** While true, new sockets, sessions and watches are refused; pairings that have begun continue. */
@@ -15,9 +8,9 @@ export class Connections {
   /** Sockets that may be open at once. */
   maxConnections: number;
   readonly #open = new Set<Peer>();
-  readonly #perClient = new Tally();
+  readonly #perClient = new Map<string, number>();
 
-  constructor(private readonly limits: ConnectionLimits) {
+  constructor(private readonly limits: Config) {
     this.maxConnections = limits.maxConnections;
   }
 
@@ -31,11 +24,11 @@ export class Connections {
 
   /** Adds a new socket. Returns false if a limit is reached. */
   admit(connection: Peer, now: number): boolean {
-    const { maxConnectionsPerClient } = this.limits;
+    const held = this.#perClient.get(connection.client) ?? 0;
     if (this.#open.size >= this.maxConnections) return false;
-    if (this.#perClient.of(connection.client) >= maxConnectionsPerClient) return false;
+    if (held >= this.limits.maxConnectionsPerClient) return false;
     this.#open.add(connection);
-    this.#perClient.add(connection.client);
+    this.#perClient.set(connection.client, held + 1);
     connection.idleSince = now;
     return true;
   }
@@ -43,7 +36,9 @@ export class Connections {
   /** Removes a socket. Returns false if it was not there. */
   remove(connection: Peer): boolean {
     if (!this.#open.delete(connection)) return false;
-    this.#perClient.remove(connection.client);
+    const left = (this.#perClient.get(connection.client) ?? 0) - 1;
+    if (left > 0) this.#perClient.set(connection.client, left);
+    else this.#perClient.delete(connection.client);
     return true;
   }
 

@@ -158,62 +158,22 @@ export class Budget {
   }
 }
 
-/** Counts how many of something each client has now. */
-export class Tally {
-  readonly #held = new Map<string, number>();
-
-  get size(): number {
-    return this.#held.size;
-  }
-
-  of(key: string): number {
-    return this.#held.get(key) ?? 0;
-  }
-
-  add(key: string): void {
-    this.#held.set(key, this.of(key) + 1);
-  }
-
-  remove(key: string): void {
-    const left = this.of(key) - 1;
-    if (left > 0) this.#held.set(key, left);
-    else this.#held.delete(key);
-  }
-}
-
 /** The limits per client and per code that this instance counts. */
-export class Limits {
-  readonly failedCodes: Attempts;
-  readonly failedPerCode: Attempts;
-  /** An accepted `listen` shows that nobody else uses the code, so without a limit a client could test all codes. */
-  readonly listens: MinuteCount;
-  readonly watchAttempts: Attempts;
-  readonly refusedInits: Attempts;
-  readonly wrongTokens = new Attempts(MAX_WRONG_TOKENS);
-  /** Payload bytes that a client's sockets may forward. */
-  readonly bytes: Budget;
-  /** Upgrades and plain requests: twice the client's socket limit at once, then a quarter of that limit per second. */
-  readonly requests: Budget;
+export type Limits = ReturnType<typeof createLimits>;
 
-  constructor(config: Config) {
-    this.failedCodes = new Attempts(config.maxFailedCodes);
-    this.failedPerCode = new Attempts(config.maxFailedPerCode);
-    this.listens = new MinuteCount(config.maxListens);
-    this.watchAttempts = new Attempts(config.maxWatches);
-    this.refusedInits = new Attempts(config.maxRefusedInits);
-    this.bytes = new Budget(config.maxSessionBytes, config.maxBytesPerSecond);
-    const sockets = config.maxConnectionsPerClient;
-    this.requests = new Budget(sockets * 2, sockets / 4);
-  }
-
-  /** The number of keys that each limit tracks. */
-  get books(): Record<string, number> {
-    const limits = Object.entries(this) as [string, { size: number }][];
-    return Object.fromEntries(limits.map(([name, { size }]) => [name, size]));
-  }
-
-  sweep(now: number): void {
-    const limits = Object.values(this) as { sweep: (now: number) => void }[];
-    for (const limit of limits) limit.sweep(now);
-  }
+export function createLimits(config: Config) {
+  const sockets = config.maxConnectionsPerClient;
+  return {
+    failedCodes: new Attempts(config.maxFailedCodes),
+    failedPerCode: new Attempts(config.maxFailedPerCode),
+    /** An accepted `listen` shows that nobody else uses the code, so without a limit a client could test all codes. */
+    listens: new MinuteCount(config.maxListens),
+    watchAttempts: new Attempts(config.maxWatches),
+    refusedInits: new Attempts(config.maxRefusedInits),
+    wrongTokens: new Attempts(MAX_WRONG_TOKENS),
+    /** Payload bytes that a client's sockets may forward. */
+    bytes: new Budget(config.maxSessionBytes, config.maxBytesPerSecond),
+    /** Upgrades and plain requests: twice the client's socket limit at once, then a quarter of that limit per second. */
+    requests: new Budget(sockets * 2, sockets / 4),
+  };
 }

@@ -105,11 +105,7 @@ export class Watches {
     announced?.forEach((watch) => this.end(watch, 'abandoned', now));
   }
 
-  end(
-    watch: Watch,
-    outcome: 'acknowledged' | 'rejected' | 'expired' | 'abandoned',
-    now: number,
-  ): void {
+  end(watch: Watch, outcome: keyof Stats['bootstraps'], now: number): void {
     this.bootstrap.end(watch, now);
     this.stats.bootstraps[outcome] += 1;
     watch.onEnd?.();

@@ -90,7 +90,6 @@ export class Guest extends End implements Peer {
   publish(_topic: string, frame: string, to: Peer): boolean {
     return to.trySend(frame);
   }
-  noteBacklog(): void {}
   subscribe(): void {}
   unsubscribe(): void {}
 
@@ -102,7 +101,7 @@ export class Guest extends End implements Peer {
     else if (word === 'done') sessions.done(this, now);
     else if (word === 'end') this.lose('peer_disconnected');
     else if (text === 'session_data_limit') sessions.overLimit(this, now);
-    else if (text === 'slow_consumer' && this.session) sessions.abort(this.session, text, now);
+    else if (text === 'slow_consumer' && this.session) sessions.abort(this.session, now);
   }
 
   lose(why: Loss): void {

@@ -2,20 +2,16 @@
  * The rules of pairing by code: which code belongs to which two peers, and until when. Pure: it uses no socket, and
  * `now` is an argument, in milliseconds on any clock that only moves forward.
  */
+import type { Config } from '../config.ts';
 import type { Peer, Session } from '../peer.ts';
 
 /** A busy pairing may last this many times `sessionTtlMs`. From the protocol: 5 minutes by default. */
 const MAX_STAGES = 10;
 
-interface PairingLimits {
-  /** Milliseconds that a session waits for its controller, and later for each further frame. */
-  sessionTtlMs: number;
-  maxSessions: number;
-  /** Payload bytes that a session may forward, both directions together. */
-  maxSessionBytes: number;
-  /** Frames that a session may forward, both directions together. */
-  maxSessionFrames: number;
-}
+type PairingLimits = Pick<
+  Config,
+  'sessionTtlMs' | 'maxSessions' | 'maxSessionBytes' | 'maxSessionFrames'
+>;
 
 export class Pairing {
   /** Sessions without a controller, by code. All wait equally long, so the first one expires first. */

@@ -109,8 +109,7 @@ export class Sessions {
     const session = this.pairing.countFrame(sender, payload, now);
     if (session === 'session_data_limit') return this.overLimit(sender, now);
     if (typeof session === 'string') return session;
-    if (!this.#sendToOther(sender, session, frame))
-      return this.abort(session, 'slow_consumer', now);
+    if (!this.#sendToOther(sender, session, frame)) return this.abort(session, now);
     this.stats.framesForwarded += 1;
     this.stats.bytesForwarded += payload;
     return undefined;
@@ -129,13 +128,8 @@ export class Sessions {
   done(sender: Peer, now: number): 'no_session' | undefined {
     const { session } = sender;
     if (!session) return 'no_session';
-    this.#endWith(
-      sender,
-      session,
-      frames.done,
-      session.controller ? 'completed' : 'abandoned',
-      now,
-    );
+    const outcome = session.controller ? 'completed' : 'abandoned';
+    this.#endWith(sender, session, frames.done, outcome, now);
     return undefined;
   }
 
@@ -143,19 +137,13 @@ export class Sessions {
   leave(peer: Peer, why: ErrorCode, now: number): void {
     const { session } = peer;
     if (!session) return;
-    const isComplete = session.targetSent && session.controllerSent;
-    this.#endWith(peer, session, frames.error(why), isComplete ? 'completed' : 'abandoned', now);
+    const outcome = session.targetSent && session.controllerSent ? 'completed' : 'abandoned';
+    this.#endWith(peer, session, frames.error(why), outcome, now);
   }
 
   /** Ends a session with a last frame to the other peer, which arrives after everything that was sent before. */
-  #endWith(
-    sender: Peer,
-    session: Session,
-    lastFrame: string,
-    outcome: 'completed' | 'abandoned',
-    now: number,
-  ): void {
-    const isSent = this.#sendToOther(sender, session, lastFrame);
+  #endWith(sender: Peer, session: Session, frame: string, outcome: Outcome, now: number): void {
+    const isSent = this.#sendToOther(sender, session, frame);
     this.end(session, outcome, now);
     if (!isSent) this.#closeBoth(session, 'slow_consumer');
   }
@@ -166,10 +154,10 @@ export class Sessions {
     return !other || sender.publish(session.otc, frame, other);
   }
 
-  /** Ends a session that cannot continue, and closes both peers. */
-  abort(session: Session, why: CloseReason, now: number): undefined {
+  /** Ends a session of which one peer does not read, and closes both. */
+  abort(session: Session, now: number): undefined {
     this.end(session, 'abandoned', now);
-    this.#closeBoth(session, why);
+    this.#closeBoth(session, 'slow_consumer');
   }
 
   /** Ends a session and tells both peers why; their sockets stay open. */
