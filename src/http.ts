@@ -1,6 +1,6 @@
 /** The relay's answers over plain HTTP. Requests that become a WebSocket do not reach this file. */
 import { zValidator } from '@hono/zod-validator';
-import { type Context, Hono } from 'hono';
+import { Hono } from 'hono';
 import { cors } from 'hono/cors';
 import { TrieRouter } from 'hono/router/trie-router';
 import * as z from 'zod/mini';
@@ -74,30 +74,30 @@ const upgradeHeaders = z.object({
 });
 
 /** JSON with a line break at its end, which is easier to read in a terminal. */
-const json = (c: Context, value: object, status: 200 | 400 | 404 | 405 | 414 | 500 | 503 = 200) =>
-  c.body(`${JSON.stringify(value)}\n`, status, { 'content-type': 'application/json' });
+export const json = (value: object, status = 200, headers: Record<string, string> = {}): Response =>
+  new Response(`${JSON.stringify(value)}\n`, {
+    status,
+    headers: { 'content-type': 'application/json', ...headers },
+  });
 
-const STATUS = {
-  access_token_missing: 401,
-  access_token_wrong: 401,
-  origin_refused: 403,
-  too_many_wrong_tokens: 429,
+const UNCACHED = { 'cache-control': 'no-store' };
+
+/** RFC 6750, section 3. Basic works too but is not named: browsers would ask their user for a password. */
+const BEARER = 'Bearer realm="amesh relay"';
+
+/** The status and the headers of each refusal. */
+const REFUSALS = {
+  access_token_missing: [401, { 'www-authenticate': BEARER }],
+  access_token_wrong: [401, { 'www-authenticate': `${BEARER}, error="invalid_token"` }],
+  origin_refused: [403, {}],
+  too_many_wrong_tokens: [429, { 'retry-after': '60' }],
 } as const;
 
 /** The answer to a request for a WebSocket that is refused before the upgrade. */
 export function refusal({ error, message }: Refused): Response {
-  const status = STATUS[error];
-  const headers = new Headers({ 'content-type': 'application/json', 'cache-control': 'no-store' });
-  if (error === 'access_token_missing') headers.set('www-authenticate', BEARER);
-  if (error === 'access_token_wrong') {
-    headers.set('www-authenticate', `${BEARER}, error="invalid_token"`);
-  }
-  if (error === 'too_many_wrong_tokens') headers.set('retry-after', '60');
-  return new Response(`${JSON.stringify({ error, message })}\n`, { status, headers });
+  const [status, headers] = REFUSALS[error];
+  return json({ error, message }, status, { ...UNCACHED, ...headers });
 }
-
-/** RFC 6750, section 3. Basic works too but is not named: browsers would ask their user for a password. */
-const BEARER = 'Bearer realm="amesh relay"';
 
 /** The path under which a trusted proxy serves the relay, as `X-Forwarded-Prefix` says; empty if there is none. */
 function prefixOf(headers: Headers, trusts: () => boolean): string {
@@ -111,7 +111,7 @@ export function createApp({ health, page, callers, isTls, isPrivate }: AppOption
   const app = new Hono<Environment>({ getPath: pathOf, router: new TrieRouter() });
 
   app.use(async (c, next) => {
-    if (c.req.path.length > MAX_PATH) return json(c, { error: 'path_too_long' }, 414);
+    if (c.req.path.length > MAX_PATH) return json({ error: 'path_too_long' }, 414);
     await next();
     // Hono drops the body of an answer to HEAD, so Bun would set its length to 0.
     if (c.req.method === 'HEAD') {
@@ -121,20 +121,17 @@ export function createApp({ health, page, callers, isTls, isPrivate }: AppOption
   });
 
   // These hold nothing private, so a status page on any other site may read them.
-  for (const path of page ? [...PROBES, '/'] : PROBES) {
+  const open = page ? [...PROBES, '/'] : PROBES;
+  for (const path of open) {
     app.use(path, cors({ origin: '*', allowMethods: ['GET', 'HEAD'], allowHeaders: ['*'] }));
   }
 
-  app.get('/health', (c) => {
+  app.get('/health', () => {
     const state = health();
-    c.header('cache-control', 'no-store');
-    return json(c, state, state.status === 'ok' ? 200 : 503);
+    return json(state, state.status === 'ok' ? 200 : 503, UNCACHED);
   });
 
-  app.get('/livez', (c) => {
-    c.header('cache-control', 'no-store');
-    return json(c, { status: 'alive' });
-  });
+  app.get('/livez', () => json({ status: 'alive' }, 200, UNCACHED));
 
   if (page) {
     app.get('/', async (c) => {
@@ -143,7 +140,7 @@ export function createApp({ health, page, callers, isTls, isPrivate }: AppOption
       const trusts = () => callers.trusts(peerOf);
       const host = shownHost(headers, trusts);
       if (!HOST.test(host) || !URL.canParse(`ws://${host}`)) {
-        return json(c, { error: 'invalid_host' }, 400);
+        return json({ error: 'invalid_host' }, 400);
       }
       const scheme = isSecure(headers, isTls, trusts) ? 'wss' : 'ws';
       const { address, source } = callers.resolve(c.req.raw, peerOf);
@@ -159,7 +156,7 @@ export function createApp({ health, page, callers, isTls, isPrivate }: AppOption
       c.header('x-content-type-options', 'nosniff');
       const accept = c.req.header('accept')?.slice(0, MAX_ACCEPT) ?? '';
       if (!accept.includes('text/html') || accept.includes('application/json')) {
-        return json(c, facts);
+        return json(facts);
       }
       const { servePage } = await import('./page/page.ts');
       return servePage(c, { ...facts, ...health() });
@@ -168,25 +165,22 @@ export function createApp({ health, page, callers, isTls, isPrivate }: AppOption
 
   app.get(
     '/ws',
-    zValidator('header', upgradeHeaders, (result, c) => {
+    zValidator('header', upgradeHeaders, (result) => {
       if (result.success) return undefined;
       const missing = result.error.issues.map(
         ({ path, message }) => `${path.join('.')}: ${message}`,
       );
       const message = 'This is a WebSocket endpoint.';
-      return json(c, { error: 'upgrade_required', message, missing }, 400);
+      return json({ error: 'upgrade_required', message, missing }, 400);
     }),
     // The headers are right, but Bun refused the upgrade. It gives no reason.
-    (c) => json(c, { error: 'upgrade_failed', message: 'The WebSocket handshake failed.' }, 400),
+    () => json({ error: 'upgrade_failed', message: 'The WebSocket handshake failed.' }, 400),
   );
 
-  for (const path of page ? [...PROBES, '/ws', '/'] : [...PROBES, '/ws']) {
-    app.all(path, (c) => {
-      c.header('allow', 'GET, HEAD');
-      return json(c, { error: 'method_not_allowed' }, 405);
-    });
+  for (const path of [...open, '/ws']) {
+    app.all(path, () => json({ error: 'method_not_allowed' }, 405, { allow: 'GET, HEAD' }));
   }
-  app.notFound((c) => json(c, { error: 'not_found' }, 404));
-  app.onError((_error, c) => json(c, { error: 'internal_error' }, 500));
+  app.notFound(() => json({ error: 'not_found' }, 404));
+  app.onError(() => json({ error: 'internal_error' }, 500));
   return app;
 }

@@ -6,6 +6,11 @@ import type { BunServer } from './socket.ts';
 
 /** The newest is the last to be added: it takes the newcomers, on Linux all of them. */
 export class Listeners extends Set<BunServer> {
+  /** The port that they share. */
+  get port(): number {
+    return this.values().next().value?.port as number;
+  }
+
   /** Lets only the newest listen. Sockets of the others stay open, and their servers as long as they have any. */
   closeFormer(): void {
     for (const former of [...this].slice(0, -1)) {

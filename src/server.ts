@@ -1,12 +1,11 @@
 /** The relay as a whole: it listens, keeps the timers, and stops. */
 import { version } from '../package.json' with { type: 'json' };
 import { CallerResolver } from './admission/client-address.ts';
-import type { AccessToken } from './admission/access-token.ts';
-import { originRefusal, type Refused } from './admission/origins.ts';
+import { originRefusal } from './admission/origins.ts';
 import { AccessTokens } from './admission/tokens.ts';
 import { type Config, connectable, type SettingName, settings } from './config.ts';
 import type { Clock } from './connection.ts';
-import { createApp, type Health, pathOf, PROBES, refusal, SUBPROTOCOLS } from './http.ts';
+import { createApp, type Health, json, pathOf, PROBES, refusal, SUBPROTOCOLS } from './http.ts';
 import { Listeners } from './listeners.ts';
 import { createLog, type Log } from './observe/log.ts';
 import { maxDescriptors, openDescriptors } from './observe/descriptors.ts';
@@ -43,35 +42,26 @@ interface Internals {
 
 export class RelayServer implements Relay {
   readonly sockets: Sockets;
+  /** The port of the metrics, where there are any. */
+  metricsPort: number | undefined;
   readonly #config: Config;
   readonly #log: Log;
   readonly #callers: CallerResolver;
   #tokens: AccessTokens | undefined;
   readonly #endDrain = Promise.withResolvers<void>();
-  readonly #now: Clock;
   readonly #listeners = new Listeners();
-  #port: number | undefined;
+  /** What is open, each with how it is closed. */
+  readonly #open = new AsyncDisposableStack();
   #certificate: Certificate | undefined;
-  #cluster: { leave: () => Promise<void> } | undefined;
-  #metrics: { port: number; stop: () => Promise<void> } | undefined;
   #isShortOfDescriptors = false;
-  #timers: NodeJS.Timeout[] = [];
-  #state: 'new' | 'started' | 'stopped' = 'new';
   #started: Promise<RelayAddress> | undefined;
   #stopped: Promise<void> | undefined;
 
   constructor(config: Config, { now = () => performance.now(), log }: Internals = {}) {
     this.#config = config;
-    this.#now = now;
     this.#log = log ?? createLog(config.logLevel);
-    const warn = (message: string): void => this.#log.warn(message);
-    this.#callers = new CallerResolver(config.trustProxy, warn, config.trustedProxies);
+    this.#callers = new CallerResolver(config.trustProxy, this.#log.warn, config.trustedProxies);
     this.sockets = new Sockets(config, this.#log, now);
-  }
-
-  /** The port of the metrics, where there are any. */
-  get metricsPort(): number | undefined {
-    return this.#metrics?.port;
   }
 
   get #health(): Health {
@@ -85,43 +75,48 @@ export class RelayServer implements Relay {
   }
 
   async start(): Promise<RelayAddress> {
-    if (this.#state !== 'new') {
-      throw new RelayStateError(`the relay is ${this.#state} already; create another one`);
+    if (this.#started || this.#stopped) {
+      const state = this.#stopped ? 'stopped' : 'started';
+      throw new RelayStateError(`the relay is ${state} already; create another one`);
     }
-    this.#state = 'started';
-    this.#started = this.#start();
+    this.#started = this.#start().catch(async (error: unknown) => {
+      await this.#open.disposeAsync();
+      throw error;
+    });
     return this.#started;
   }
 
   async #start(): Promise<RelayAddress> {
-    const { host, port, metricsPort, metricsHost = host } = this.#config;
-    const tls = await this.#readCertificate();
-    await this.#readTokens();
-    const redisUrl = await this.#readRedisUrl();
-    if (redisUrl) {
+    const { host, port, metricsPort, metricsHost = host, tlsCertFile, tlsKeyFile } = this.#config;
+    if (tlsCertFile !== undefined && tlsKeyFile !== undefined) {
+      const { Certificate } = await import('./tls.ts');
+      this.#certificate = await Certificate.open(tlsCertFile, tlsKeyFile, this.#log, Date.now());
+    }
+    const tls = this.#certificate?.files;
+    const { accessToken, accessTokensFile, redisUrl, redisUrlFile } = this.#config;
+    this.#tokens = await AccessTokens.open(accessToken, accessTokensFile, this.#log, (names) =>
+      this.sockets.stats.nameTokens(names),
+    );
+    if (redisUrl || redisUrlFile !== undefined) {
       const { joinCluster } = await import('./cluster/cluster.ts');
-      this.#cluster = await joinCluster(redisUrl, this.sockets, this.#log);
+      this.#open.defer(await joinCluster(this.sockets, this.#log));
     }
-    try {
-      const listenFirst = tls && (await import('./shared-port.ts')).listenFirst;
-      const server = await listen('host', 'port', host, port, () => {
-        const serve = (): BunServer => this.#serve(host, port, tls);
-        return listenFirst ? listenFirst(host, port, serve) : serve();
-      });
-      this.#listeners.add(server);
-      if (metricsPort !== undefined) {
-        const { serveMetrics } = await import('./observe/metrics.ts');
-        this.#metrics = await listen('metricsHost', 'metricsPort', metricsHost, metricsPort, () =>
-          serveMetrics(this.sockets, metricsHost, metricsPort),
-        );
-      }
-      this.#port = server.port;
-    } catch (error) {
-      await this.#listeners.stop(true);
-      await this.#cluster?.leave();
-      throw error;
+    const listenFirst = tls && (await import('./shared-port.ts')).listenFirst;
+    const server = await listen('host', 'port', host, port, () => {
+      const serve = (): BunServer => this.#serve(port, tls);
+      return listenFirst ? listenFirst(host, port, serve) : serve();
+    });
+    this.#listeners.add(server);
+    this.#open.defer(() => this.#listeners.stop(true));
+    if (metricsPort !== undefined) {
+      const { serveMetrics } = await import('./observe/metrics.ts');
+      const metrics = await listen('metricsHost', 'metricsPort', metricsHost, metricsPort, () =>
+        serveMetrics(this.sockets, metricsHost, metricsPort),
+      );
+      this.#open.defer(metrics.stop);
+      this.metricsPort = metrics.port;
     }
-    const bound = this.#port as number;
+    const bound = server.port as number;
     const authority = `${connectable(host)}:${bound}`;
     const url = `${tls ? 'wss' : 'ws'}://${authority}/ws`;
     this.#log.info('listening', {
@@ -133,12 +128,13 @@ export class RelayServer implements Relay {
       version,
       metrics: this.metricsPort,
     });
-    this.#timers = [
+    const timers = [
       setInterval(() => this.#sweep(), SWEEP_EVERY_MS),
       setInterval(() => this.#summarise(), SUMMARY_EVERY_MS),
       setInterval(() => void this.#tokens?.reload(), RELOAD_EVERY_MS),
       setInterval(() => void this.renewCertificate(Date.now()), RENEW_EVERY_MS),
     ];
+    this.#open.defer(() => timers.forEach(clearInterval));
     await this.#fitDescriptors();
     return { host, port: bound, url };
   }
@@ -150,18 +146,14 @@ export class RelayServer implements Relay {
   }
 
   async #shutDown(drainMs: number): Promise<void> {
-    this.#state = 'stopped';
     this.sockets.connections.draining = true;
     // Told to stop while it starts, or after it could not start: shut down whatever there is by then.
-    await this.#started?.catch(() => {});
-    if (this.#port === undefined) return;
+    const address = await this.#started?.catch(() => {});
+    if (!address) return;
     if (drainMs > 0) await this.#drain(drainMs);
-    for (const timer of this.#timers) clearInterval(timer);
     this.sockets.closeAll();
     await Promise.race([this.#listeners.stop(), Bun.sleep(CLOSE_WAIT_MS)]);
-    await this.#listeners.stop(true);
-    await this.#cluster?.leave();
-    await this.#metrics?.stop();
+    await this.#open.disposeAsync();
     this.#log.info('stopped');
   }
 
@@ -177,97 +169,72 @@ export class RelayServer implements Relay {
     clearTimeout(deadline);
   }
 
-  async #readCertificate(): Promise<TlsFiles | undefined> {
-    const { tlsCertFile, tlsKeyFile } = this.#config;
-    if (tlsCertFile === undefined || tlsKeyFile === undefined) return undefined;
-    const { Certificate } = await import('./tls.ts');
-    this.#certificate = await Certificate.open(tlsCertFile, tlsKeyFile, this.#log, Date.now());
-    this.sockets.stats.certificateEnd = this.#certificate.notAfter;
-    return this.#certificate.files;
-  }
-
   /**
    * Serves newcomers with a renewed certificate, if there is one, and leaves everybody else alone.
    * @param now Milliseconds of Unix time.
    */
   async renewCertificate(now: number): Promise<void> {
-    const certificate = this.#certificate;
-    if (!certificate) return;
     this.#listeners.closeFormer();
-    await certificate.renew(now, (tls) => {
-      if (this.#state === 'stopped') return;
-      this.#listeners.add(this.#serve(this.#config.host, this.#port as number, tls));
+    await this.#certificate?.renew(now, (tls) => {
+      if (!this.#stopped) this.#listeners.add(this.#serve(this.#listeners.port, tls));
     });
-    this.sockets.stats.certificateEnd = certificate.notAfter;
   }
 
-  async #readTokens(): Promise<void> {
-    const { accessToken, accessTokensFile } = this.#config;
-    const { stats } = this.sockets;
-    this.#tokens = await AccessTokens.open(accessToken, accessTokensFile, this.#log, (names) =>
-      stats.nameTokens(names),
-    );
-  }
-
-  async #readRedisUrl(): Promise<Config['redisUrl']> {
-    const { redisUrl, redisUrlFile } = this.#config;
-    if (redisUrlFile === undefined) return redisUrl;
-    const { readRedisUrl } = await import('./cluster/redis-url.ts');
-    return readRedisUrl(redisUrlFile);
-  }
-
-  #serve(hostname: string, port: number, tls: TlsFiles | undefined): BunServer {
+  #serve(port: number, tls: TlsFiles | undefined): BunServer {
+    const { host: hostname, page, allowedOrigins: allowed } = this.#config;
+    const { answers, limits, stats } = this.sockets;
+    const isTls = tls !== undefined;
     const app = createApp({
       health: () => this.#health,
-      page: this.#config.page,
+      page,
       callers: this.#callers,
-      isTls: tls !== undefined,
+      isTls,
       isPrivate: this.#tokens !== undefined,
     });
-    const origins = { allowed: this.#config.allowedOrigins, isTls: tls !== undefined };
-    return Bun.serve({
+    const server: BunServer = Bun.serve({
       hostname,
       port,
       ...(tls && { tls, reusePort: true }),
       // The upgrade is not a Hono route, since that would cost a tenth of a whole pairing.
       fetch: (request, server) => {
-        const now = this.#now();
+        const now = this.sockets.now();
         const path = pathOf(request);
         const peerOf = (): string | undefined => server.requestIP(request)?.address;
         const { client } = this.#callers.resolve(request, peerOf);
-        if (!this.sockets.limits.requests.take(client, 1, now)) {
-          return PROBES.includes(path) ? closing(app.fetch(request, server)) : tooManyRequests();
+        if (!limits.requests.take(client, 1, now)) {
+          if (PROBES.includes(path)) return closing(app.fetch(request, server));
+          // Its connection is closed, so that whatever else it has sent costs nothing.
+          const headers = { 'retry-after': '1', connection: 'close' };
+          return json({ error: 'too_many_requests' }, 429, headers);
         }
         if (path !== '/ws') return app.fetch(request, server);
         const admission =
           // Before the token, so that no web page uses up the attempts of its visitors.
-          originRefusal(request.headers, origins, () => this.#callers.trusts(peerOf)) ??
-          this.#tokens?.check(request, client, this.sockets.limits.wrongTokens, now);
-        if (admission && 'error' in admission) return this.#turnAway(client, admission);
+          originRefusal(request.headers, { allowed, isTls }, () => this.#callers.trusts(peerOf)) ??
+          this.#tokens?.check(request, client, limits.wrongTokens, now);
+        if (admission && 'error' in admission) {
+          stats.turnedAway[admission.error] += 1;
+          answers.trace(client, 'turned away', { code: admission.error });
+          return refusal(admission);
+        }
         const protocols = request.headers.get('sec-websocket-protocol');
         const isClean = protocols === null || SUBPROTOCOLS.test(protocols);
-        if (isClean && this.sockets.upgrade(server, request, client)) {
-          if (admission) this.#admitted(client, admission);
-          return undefined;
+        if (!isClean || !this.sockets.upgrade(server, request, client)) {
+          return app.fetch(request, server);
         }
-        return app.fetch(request, server);
+        if (admission) {
+          const { name } = admission;
+          stats.admitted.set(name, (stats.admitted.get(name) ?? 0) + 1);
+          answers.trace(client, 'admitted', { token: name });
+        }
+        return undefined;
       },
-      error: () => Response.json({ error: 'internal_error' }, { status: 500 }),
+      error: () => json({ error: 'internal_error' }, 500),
       websocket: this.sockets.handlers,
       maxRequestBodySize: MAX_REQUEST_BODY_BYTES,
     });
-  }
-
-  #admitted(client: string, { name }: AccessToken): void {
-    const { admitted } = this.sockets.stats;
-    admitted.set(name, (admitted.get(name) ?? 0) + 1);
-    this.sockets.answers.trace(client, 'admitted', { token: name });
-  }
-
-  #turnAway(client: string, refused: Refused): Response {
-    this.sockets.stats.turnedAway[refused.error] += 1;
-    this.sockets.answers.trace(client, 'turned away', { code: refused.error });
-    return refusal(refused);
+    stats.certificateEnd = tls && tls.to / 1000;
+    return server;
   }
 
   /** At its limit of descriptors a process can neither accept nor refuse anybody, so it takes fewer sockets than that. */
@@ -316,14 +283,6 @@ async function closing(answer: Response | Promise<Response>): Promise<Response> 
   return response;
 }
 
-/** For a client over its budget. Its connection is closed, so that whatever else it has sent costs nothing. */
-function tooManyRequests(): Response {
-  return new Response('{"error":"too_many_requests"}\n', {
-    status: 429,
-    headers: { 'content-type': 'application/json', 'retry-after': '1', connection: 'close' },
-  });
-}
-
 /** The address families that a host serves; undefined for a name, which may have either. */
 async function familiesOf(host: string): Promise<string[] | undefined> {
   if (/^[\d.]+$/.test(host)) return ['IPv4'];
@@ -356,25 +315,15 @@ async function listen<T>(
     await lookup(host).catch(() => {
       throw failed(hostOption, `"${host}" does not resolve; expected an address of this machine`);
     });
-    switch ((error as { code?: string }).code) {
-      case 'EADDRINUSE':
-        throw failed(
-          portOption,
-          `${port} is in use on ${host}; stop what holds it, or choose another port`,
-        );
-      case 'EACCES':
-        throw failed(
-          portOption,
-          `${port} needs privileges that this process lacks; choose a port from 1024 up`,
-        );
-      case 'EADDRNOTAVAIL':
-      case 'EINVAL':
-        throw failed(
-          hostOption,
-          `${host} is no address of this machine; expected one that is, or 0.0.0.0 for all`,
-        );
-      default:
-        throw error;
-    }
+    const notOurs = `${host} is no address of this machine; expected one that is, or 0.0.0.0 for all`;
+    const ofHost: Record<string, string> = { EADDRNOTAVAIL: notOurs, EINVAL: notOurs };
+    const ofPort: Record<string, string> = {
+      EADDRINUSE: `${port} is in use on ${host}; stop what holds it, or choose another port`,
+      EACCES: `${port} needs privileges that this process lacks; choose a port from 1024 up`,
+    };
+    const { code = '' } = error as { code?: string };
+    if (ofHost[code]) throw failed(hostOption, ofHost[code]);
+    if (ofPort[code]) throw failed(portOption, ofPort[code]);
+    throw error;
   }
 }

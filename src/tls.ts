@@ -49,11 +49,6 @@ export class Certificate {
     return certificate;
   }
 
-  /** When the certificate in service ends, in seconds of Unix time. */
-  get notAfter(): number {
-    return this.files.to / 1000;
-  }
-
   /**
    * Reads the files again, and has a pair served that differs from the one in service. A pair that cannot be used leaves
    * the old one in service, and is warned of once, not with each look.

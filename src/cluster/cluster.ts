@@ -15,7 +15,7 @@ import { type ErrorCode, isReason, type RejectReason } from '../wire/codes.ts';
 import { BEAT_MS, Guest, Links, Tunnel } from './links.ts';
 import { type Item, readMessage } from './messages.ts';
 import { ALL, RedisConnection, type Redis } from './redis.ts';
-import { RedisError, type RedisUrl } from './redis-url.ts';
+import { readRedisUrl, RedisError } from './redis-url.ts';
 import type { Script } from './scripts.ts';
 
 /** Claims that are sent to Redis at once when it is back. */
@@ -330,15 +330,12 @@ export class Cluster implements ClusterOfSockets {
 
 /**
  * Makes a relay one of many.
- * @returns `leave`, which takes the relay out of the cluster.
- * @throws {RedisError} If Redis does not answer as it must within 5 s.
+ * @returns A function that takes the relay out of the cluster.
+ * @throws {RedisError} If the file of its URL cannot be used, or Redis does not answer as it must within 5 s.
  */
-export async function joinCluster(
-  url: RedisUrl,
-  sockets: Sockets,
-  log: Log,
-): Promise<{ leave: () => Promise<void> }> {
+export async function joinCluster(sockets: Sockets, log: Log): Promise<() => Promise<void>> {
   const { config } = sockets;
+  const url = config.redisUrl ?? (await readRedisUrl(config.redisUrlFile as string));
   const id = Buffer.from(crypto.getRandomValues(new Uint8Array(9))).toString('base64url');
   const redis = new RedisConnection(url, config.redisPrefix, id);
   const cluster = new Cluster(id, sockets, redis, log);
@@ -358,7 +355,7 @@ export async function joinCluster(
   }
   await warnOfMemory(redis, config.maxBurnt, log);
   sockets.cluster = cluster;
-  return { leave };
+  return leave;
 }
 
 /** Warns if Redis may forget used token ids, or has too little memory for AMESH_MAX_BURNT of them. */
