@@ -33,12 +33,6 @@ export class Answers {
     target.send(frames.reject(jti, reason));
   }
 
-  /** Tells a watcher that its watch has expired. */
-  watchExpired(watcher: Peer, jti: string): void {
-    this.stats.refusals.watch_expired += 1;
-    watcher.send(frames.watchExpired(jti));
-  }
-
   /** Runs a step for a peer. An error in the relay's code closes that peer's socket and nothing else. */
   guard(peer: Peer, step: () => void): void {
     try {

@@ -1,17 +1,7 @@
 /** One WebSocket of this instance. It hides Bun's socket from the rest of the relay. */
+import type { ServerWebSocket } from 'bun';
 import type { Peer, Session, Watch } from './peer.ts';
 import { closes, type CloseReason, type ErrorCode } from './wire/codes.ts';
-
-/** The part of Bun's socket that the relay uses. */
-export interface Socket {
-  sendText(frame: string): number;
-  publishText(topic: string, frame: string): number;
-  subscribe(topic: string): unknown;
-  unsubscribe(topic: string): unknown;
-  close(code?: number, reason?: string): void;
-  terminate(): void;
-  getBufferedAmount(): number;
-}
 
 /** Connects a socket to the instance that owns its session, or the watch that it announced itself to. */
 export interface Tunnel {
@@ -27,7 +17,7 @@ export interface Tunnel {
 
 /** A socket of this instance. Bun stores it as `ws.data`. */
 export class Connection implements Peer {
-  ws!: Socket;
+  ws!: ServerWebSocket<Connection>;
   session: Session | undefined = undefined;
   watches: Set<Watch> | undefined = undefined;
   announced: Set<Watch> | undefined = undefined;

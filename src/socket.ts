@@ -19,14 +19,8 @@ import { Stats } from './observe/stats.ts';
 import { Pairing } from './pairing/pairing.ts';
 import { payloadBytes, Sessions } from './pairing/sessions.ts';
 import type { ErrorCode, RejectReason } from './wire/codes.ts';
-import {
-  type ClientMessage,
-  decodeBinary,
-  frames,
-  isCanonicalData,
-  type Malformed,
-  parse,
-} from './wire/frames.ts';
+import { decodeBinary, frames, isCanonicalData, type Malformed, parse } from './wire/frames.ts';
+import type { ClientMessage } from './wire/messages.ts';
 
 /** The window in which a socket's frames other than forwarded data are counted, in milliseconds. */
 const FRAME_WINDOW_MS = 10_000;

@@ -1,5 +1,5 @@
 import { expect, test } from 'bun:test';
-import { errorCodes, rejectReasons } from '../src/wire/frames.ts';
+import { errorCodes, rejectReasons } from '../src/wire/codes.ts';
 import { startRelay, type TestRelay } from './support.ts';
 
 async function scrape(relay: TestRelay): Promise<Map<string, number>> {

@@ -6,7 +6,8 @@ import { join } from 'node:path';
 import * as z from 'zod/mini';
 import pkg from '../package.json' with { type: 'json' };
 import { clientMessages } from '../src/wire/messages.ts';
-import { closes, errorCodes, frames, rejectReasons } from '../src/wire/frames.ts';
+import { closes, errorCodes, rejectReasons } from '../src/wire/codes.ts';
+import { frames } from '../src/wire/frames.ts';
 
 type Schema = Record<string, unknown>;
 type ClientType = keyof typeof clientMessages;

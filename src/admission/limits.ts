@@ -127,15 +127,12 @@ export class MinuteCount {
 export class Budget {
   // Client → when its budget will be full again.
   readonly #entries = new Map<string, number>();
-  readonly #perMs: number;
 
   constructor(
     private readonly burst: number,
-    perSecond: number,
+    private readonly perSecond: number,
     private readonly maxKeys: number = MAX_KEYS,
-  ) {
-    this.#perMs = perSecond / 1000;
-  }
+  ) {}
 
   get size(): number {
     return this.#entries.size;
@@ -143,11 +140,12 @@ export class Budget {
 
   /** Takes an amount from a client's budget. Returns false, and takes nothing, if less is left. */
   take(client: string, amount: number, now: number): boolean {
+    const perMs = this.perSecond / 1000;
     const fullAt = this.#entries.get(client);
-    const spent = fullAt === undefined ? 0 : Math.max(0, fullAt - now) * this.#perMs;
+    const spent = fullAt === undefined ? 0 : Math.max(0, fullAt - now) * perMs;
     if (spent + amount > this.burst) return false;
     if (fullAt !== undefined || this.#entries.size < this.maxKeys) {
-      this.#entries.set(client, now + (spent + amount) / this.#perMs);
+      this.#entries.set(client, now + (spent + amount) / perMs);
     }
     return true;
   }

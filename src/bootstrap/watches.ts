@@ -113,7 +113,8 @@ export class Watches {
 
   expire(watch: Watch, now: number): void {
     this.end(watch, 'expired', now);
-    this.answers.watchExpired(watch.watcher, watch.jti);
+    this.stats.refusals.watch_expired += 1;
+    watch.watcher.send(frames.watchExpired(watch.jti));
     if (watch.target) this.answers.reject(watch.target, watch.jti, 'watch_expired');
   }
 }

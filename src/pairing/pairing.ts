@@ -4,6 +4,7 @@
  */
 import type { Config } from '../config.ts';
 import type { Peer, Session } from '../peer.ts';
+import type { ErrorCode } from '../wire/codes.ts';
 
 /** A busy pairing may last this many times `sessionTtlMs`. From the protocol: 5 minutes by default. */
 const MAX_STAGES = 10;
@@ -33,11 +34,7 @@ export class Pairing {
   }
 
   /** A target opens a session on a code and waits. Returns the session, or the error code. */
-  open(
-    target: Peer,
-    otc: string,
-    now: number,
-  ): Session | 'already_in_session' | 'otc_in_use' | 'relay_capacity' {
+  open(target: Peer, otc: string, now: number): Session | ErrorCode {
     if (target.session) return 'already_in_session';
     if (this.find(otc)) return 'otc_in_use';
     if (this.size >= this.limits.maxSessions) return 'relay_capacity';
@@ -65,11 +62,7 @@ export class Pairing {
   }
 
   /** A controller joins a session, and the session's time starts again. Returns the error code if it cannot join. */
-  join(
-    controller: Peer,
-    session: Session,
-    now: number,
-  ): 'already_in_session' | 'peer_already_connected' | undefined {
+  join(controller: Peer, session: Session, now: number): ErrorCode | undefined {
     if (controller.session) return 'already_in_session';
     if (session.controller) return 'peer_already_connected';
     session.controller = controller;
@@ -82,11 +75,7 @@ export class Pairing {
   }
 
   /** Counts a frame that a peer wants to forward. Returns the peer's session, or the error code. */
-  countFrame(
-    sender: Peer,
-    bytes: number,
-    now: number,
-  ): Session | 'no_session' | 'peer_not_connected' | 'session_data_limit' {
+  countFrame(sender: Peer, bytes: number, now: number): Session | ErrorCode {
     const { session } = sender;
     if (!session) return 'no_session';
     if (!session.controller) return 'peer_not_connected';

@@ -73,7 +73,7 @@ export class Sessions {
   }
 
   /** Opens a session and acknowledges it to the target. Returns the session, or the error code. */
-  open(target: Peer, otc: string, now: number): ReturnType<Pairing['open']> {
+  open(target: Peer, otc: string, now: number): Session | ErrorCode {
     const session = this.pairing.open(target, otc, now);
     if (typeof session === 'string') return session;
     this.stats.opened += 1;
@@ -83,7 +83,7 @@ export class Sessions {
   }
 
   /** Joins a controller to a session. Tells both peers, the target first, as the deployed relay does. */
-  join(controller: Peer, session: Session, now: number): ReturnType<Pairing['join']> {
+  join(controller: Peer, session: Session, now: number): ErrorCode | undefined {
     const refusal = this.pairing.join(controller, session, now);
     if (refusal) return refusal;
     this.stats.begun += 1;
@@ -99,12 +99,7 @@ export class Sessions {
    * @param bytes The length of the frame as received.
    * @returns The error code if there is no other peer.
    */
-  forward(
-    sender: Peer,
-    frame: string,
-    bytes: number,
-    now: number,
-  ): 'no_session' | 'peer_not_connected' | undefined {
+  forward(sender: Peer, frame: string, bytes: number, now: number): ErrorCode | undefined {
     const payload = payloadBytes(bytes);
     const session = this.pairing.countFrame(sender, payload, now);
     if (session === 'session_data_limit') return this.overLimit(sender, now);

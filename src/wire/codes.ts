@@ -51,10 +51,7 @@ export const closes = {
     code: 1008,
     means: 'the client sent too many frames that the relay could not read',
   },
-  too_many_frames: {
-    code: 1008,
-    means: 'the client sent too many frames in a short time',
-  },
+  too_many_frames: { code: 1008, means: 'the client sent too many frames in a short time' },
   internal_error: { code: 1011, means: 'an error happened in the relay' },
   too_many_connections: {
     code: 1013,

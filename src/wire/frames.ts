@@ -5,9 +5,6 @@
 import type { ErrorCode } from './codes.ts';
 import { type ClientMessage, clientMessages } from './messages.ts';
 
-export * from './codes.ts';
-export type { ClientMessage };
-
 /** A frame that could not be read: the error code for its sender. */
 export interface Malformed {
   malformed: ErrorCode;
@@ -79,30 +76,27 @@ export const CODE_MESSAGE = /^\{"type":"(listen|connect)","otc":"([0-9]{6})"\}$/
 export function parse(text: string): ClientMessage | Malformed {
   const code = CODE_MESSAGE.exec(text);
   if (code) return { type: code[1], otc: code[2] } as ClientMessage;
-  if (isTooComplex(text)) return { malformed: 'invalid_message' };
   let value: unknown;
   try {
-    value = JSON.parse(text);
+    if (!isTooComplex(text)) value = JSON.parse(text);
   } catch {
-    return { malformed: 'invalid_message' };
+    // It is answered like every other text that holds no object.
   }
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
     return { malformed: 'invalid_message' };
   }
-  const fields = value as Record<string, unknown>;
-  const { type } = fields;
+  const { type, jti } = value as Record<string, unknown>;
   if (type !== undefined && typeof type !== 'string') return { malformed: 'invalid_message' };
   if (type === undefined || !Object.hasOwn(clientMessages, type)) {
     return { malformed: 'unknown_type' };
   }
-  const result = clientMessages[type as ClientMessage['type']].safeParse(fields);
+  const result = clientMessages[type as ClientMessage['type']].safeParse(value);
   if (result.success) return result.data;
   const wrong = new Set(result.error.issues.map((issue) => issue.path[0]));
   if (wrong.has('otc')) return { malformed: 'invalid_otc' };
-  if (wrong.has('jti')) return { malformed: 'jti' in fields ? 'invalid_jti' : 'missing_jti', type };
-  return typeof fields.jti === 'string'
-    ? { malformed: 'invalid_message', type, jti: fields.jti }
-    : { malformed: 'invalid_message' };
+  if (wrong.has('jti'))
+    return { malformed: jti === undefined ? 'missing_jti' : 'invalid_jti', type };
+  return { malformed: 'invalid_message', type, ...(typeof jti === 'string' && { jti }) };
 }
 
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });

@@ -38,8 +38,5 @@ export const clientMessages = {
   }),
 } as const;
 
-type ClientMessages = typeof clientMessages;
 /** A message as a client sent it, checked. */
-export type ClientMessage = {
-  [T in keyof ClientMessages]: z.infer<ClientMessages[T]>;
-}[keyof ClientMessages];
+export type ClientMessage = z.infer<(typeof clientMessages)[keyof typeof clientMessages]>;
