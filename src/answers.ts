@@ -45,11 +45,9 @@ export class Answers {
   /** Logs an internal error and closes the peer. The message might quote a frame, so only name and stack are logged. */
   failed(peer: Peer, error: unknown): void {
     const { name, stack = '' } = error instanceof Error ? error : new Error('not an Error');
-    const where = stack.split('\n').filter((line) => line.trimStart().startsWith('at '));
-    this.log.error('internal error', {
-      name,
-      where: where.slice(0, 4).map((line) => line.trim()),
-    });
+    const lines = stack.split('\n').map((line) => line.trim());
+    const where = lines.filter((line) => line.startsWith('at ')).slice(0, 4);
+    this.log.error('internal error', { name, where });
     peer.close('internal_error');
   }
 

@@ -155,9 +155,7 @@ export function createApp({ health, page, callers, isTls, isPrivate }: AppOption
       c.header('vary', 'accept');
       c.header('x-content-type-options', 'nosniff');
       const accept = c.req.header('accept')?.slice(0, MAX_ACCEPT) ?? '';
-      if (!accept.includes('text/html') || accept.includes('application/json')) {
-        return json(facts);
-      }
+      if (!accept.includes('text/html') || accept.includes('application/json')) return json(facts);
       const { servePage } = await import('./page/page.ts');
       return servePage(c, { ...facts, ...health() });
     });

@@ -6,18 +6,10 @@
  * to a socket that does not read closes it at once, so each rule changes its state before a frame is sent.
  */
 import type { Server, ServerWebSocket, WebSocketHandler } from 'bun';
-import { Connections } from './admission/connections.ts';
-import { createLimits, type Limits } from './admission/limits.ts';
-import { Answers } from './answers.ts';
-import { Bootstrap, BURNT_TTL_MS } from './bootstrap/bootstrap.ts';
-import { UsedTokens } from './bootstrap/used-tokens.ts';
 import { Watches } from './bootstrap/watches.ts';
-import type { Config } from './config.ts';
-import { type Clock, Connection } from './connection.ts';
-import type { Log } from './observe/log.ts';
-import { Stats } from './observe/stats.ts';
-import { Pairing } from './pairing/pairing.ts';
+import { Connection } from './connection.ts';
 import { payloadBytes, Sessions } from './pairing/sessions.ts';
+import { State } from './state.ts';
 import type { ErrorCode, RejectReason } from './wire/codes.ts';
 import { decodeBinary, frames, isCanonicalData, type Malformed, parse } from './wire/frames.ts';
 import type { ClientMessage } from './wire/messages.ts';
@@ -65,38 +57,15 @@ const queuedSize = (frame: string | Buffer): number => frame.length + 64;
 /** Why a request is refused; undefined if it is not. */
 type Refusal = RejectReason | undefined;
 
-export class Sockets {
-  readonly stats = new Stats();
-  readonly pairing: Pairing;
-  readonly bootstrap = new Bootstrap();
-  readonly used: UsedTokens;
-  readonly connections: Connections;
-  readonly limits: Limits;
-  readonly answers: Answers;
-  readonly sessions: Sessions;
-  readonly watches: Watches;
+export class Sockets extends State {
+  readonly sessions = new Sessions(this);
+  readonly watches = new Watches(this);
   /** The other instances, if there are any. Set it before the first socket opens. */
   cluster: Cluster | undefined = undefined;
   /** Sockets that were refused and are not closed yet, with the time of the refusal. */
   readonly #refused = new Map<Connection, number>();
   /** Sockets with unsent bytes: since when none was read, and the number of unsent bytes if none has been read. */
   readonly #stalled = new Map<Connection, { since: number; bytes: number }>();
-
-  constructor(
-    readonly config: Config,
-    log: Log,
-    readonly now: Clock,
-  ) {
-    const { stats, bootstrap } = this;
-    this.pairing = new Pairing(config);
-    this.used = new UsedTokens(config.maxBurnt, BURNT_TTL_MS);
-    this.connections = new Connections(config);
-    this.limits = createLimits(config);
-    this.answers = new Answers(config, log, stats, now);
-    const { pairing, used, limits, connections, answers } = this;
-    this.sessions = new Sessions(pairing, limits, connections, answers, stats);
-    this.watches = new Watches(bootstrap, used, limits, connections, answers, stats);
-  }
 
   /** What a drain waits for: the number of sessions and of announcements without an answer. */
   get underWay(): number {

@@ -56,19 +56,17 @@ export class Attempts {
   }
 
   add(client: string, now: number): void {
-    for (const [i, key] of networksOf(client).entries()) this.#add(key, this.#maxOf(i), now);
+    for (const [i, key] of networksOf(client).entries()) {
+      const times = this.#entries.get(key) ?? [];
+      if (!this.#entries.delete(key) && this.#entries.size >= this.maxKeys) continue;
+      if (times.length === this.#maxOf(i)) times.shift();
+      times.push(now);
+      this.#entries.set(key, times);
+    }
   }
 
   #maxOf(i: number): number {
     return i === 0 ? this.max : this.max * NETWORK_FACTOR;
-  }
-
-  #add(key: string, max: number, now: number): void {
-    const times = this.#entries.get(key) ?? [];
-    if (!this.#entries.delete(key) && this.#entries.size >= this.maxKeys) return;
-    if (times.length === max) times.shift();
-    times.push(now);
-    this.#entries.set(key, times);
   }
 
   sweep(now: number): void {

@@ -1,29 +1,18 @@
 /** Applies the rules of bootstrap, and sends the results to both peers. */
-import type { Connections } from '../admission/connections.ts';
-import type { Limits } from '../admission/limits.ts';
-import type { Answers } from '../answers.ts';
 import type { Stats } from '../observe/stats.ts';
 import type { Peer, Watch } from '../peer.ts';
+import type { State } from '../state.ts';
 import type { ErrorCode, RejectReason } from '../wire/codes.ts';
 import { frames } from '../wire/frames.ts';
-import type { Bootstrap } from './bootstrap.ts';
-import type { UsedTokens } from './used-tokens.ts';
 
 export class Watches {
-  constructor(
-    private readonly bootstrap: Bootstrap,
-    private readonly used: UsedTokens,
-    private readonly limits: Limits,
-    private readonly connections: Connections,
-    private readonly answers: Answers,
-    private readonly stats: Stats,
-  ) {}
+  constructor(private readonly state: State) {}
 
   // Requests of a peer on a relay of one instance. Each returns the error code if refused, otherwise undefined.
 
   watch(watcher: Peer, jti: string, now: number): ErrorCode | undefined {
-    const { watchAttempts } = this.limits;
-    if (this.connections.draining) return 'relay_draining';
+    const { watchAttempts } = this.state.limits;
+    if (this.state.connections.draining) return 'relay_draining';
     if (watchAttempts.isSpent(watcher.client, now)) return 'rate_limited';
     watchAttempts.add(watcher.client, now);
     const watch = this.open(watcher, jti, now);
@@ -32,7 +21,7 @@ export class Watches {
 
   /** A target announces itself with a jti. If somebody watches the jti, it is burned, whatever the answer is. */
   announce(target: Peer, jti: string, frame: string, now: number): RejectReason | undefined {
-    const { refusedInits } = this.limits;
+    const { refusedInits } = this.state.limits;
     if (refusedInits.isSpent(target.client, now)) return 'rate_limited';
     const refusal = this.#burn(target, jti, frame, now);
     if (refusal) refusedInits.add(target.client, now);
@@ -40,11 +29,11 @@ export class Watches {
   }
 
   #burn(target: Peer, jti: string, frame: string, now: number): RejectReason | undefined {
-    if (this.used.has(jti, now)) return 'token_already_used';
+    if (this.state.used.has(jti, now)) return 'token_already_used';
     const watch = this.find(jti, now);
     if (!watch) return 'no_watcher';
-    if (this.used.isFull(now)) return 'relay_overloaded';
-    this.used.add(jti, now);
+    if (this.state.used.isFull(now)) return 'relay_overloaded';
+    this.state.used.add(jti, now);
     return this.tell(target, watch, frame);
   }
 
@@ -52,8 +41,8 @@ export class Watches {
 
   /** The watch on a jti. An expired one is ended first, so that expiry is exact between two sweeps too. */
   find(jti: string, now: number): Watch | undefined {
-    const watch = this.bootstrap.find(jti);
-    if (!watch || !this.bootstrap.isOver(watch, now)) return watch;
+    const watch = this.state.bootstrap.find(jti);
+    if (!watch || !this.state.bootstrap.isOver(watch, now)) return watch;
     this.expire(watch, now);
     return undefined;
   }
@@ -62,19 +51,19 @@ export class Watches {
   open(watcher: Peer, jti: string, now: number): Watch | ErrorCode {
     this.find(jti, now);
     // `find` may have just ended this watcher's own watch, and closed the watcher because it does not read.
-    if (!this.connections.has(watcher)) return 'relay_unavailable';
-    const watch = this.bootstrap.watch(watcher, jti, now);
+    if (!this.state.connections.has(watcher)) return 'relay_unavailable';
+    const watch = this.state.bootstrap.watch(watcher, jti, now);
     if (typeof watch === 'string') return watch;
-    this.stats.bootstraps.watched += 1;
+    this.state.stats.bootstraps.watched += 1;
     watcher.send(frames.watching(jti));
     return watch;
   }
 
   /** Sends a target's announcement to the watcher. Returns the error code if another target came first. */
   tell(target: Peer, watch: Watch, frame: string): 'token_already_used' | undefined {
-    const refusal = this.bootstrap.announce(target, watch);
+    const refusal = this.state.bootstrap.announce(target, watch);
     if (refusal) return refusal;
-    this.stats.bootstraps.announced += 1;
+    this.state.stats.bootstraps.announced += 1;
     watch.watcher.send(frame);
     return undefined;
   }
@@ -100,21 +89,21 @@ export class Watches {
   leave({ watches, announced }: Peer, why: RejectReason, now: number): void {
     watches?.forEach((watch) => {
       this.end(watch, 'abandoned', now);
-      if (watch.target) this.answers.reject(watch.target, watch.jti, why);
+      if (watch.target) this.state.answers.reject(watch.target, watch.jti, why);
     });
     announced?.forEach((watch) => this.end(watch, 'abandoned', now));
   }
 
   end(watch: Watch, outcome: keyof Stats['bootstraps'], now: number): void {
-    this.bootstrap.end(watch, now);
-    this.stats.bootstraps[outcome] += 1;
+    this.state.bootstrap.end(watch, now);
+    this.state.stats.bootstraps[outcome] += 1;
     watch.onEnd?.();
   }
 
   expire(watch: Watch, now: number): void {
     this.end(watch, 'expired', now);
-    this.stats.refusals.watch_expired += 1;
+    this.state.stats.refusals.watch_expired += 1;
     watch.watcher.send(frames.watchExpired(watch.jti));
-    if (watch.target) this.answers.reject(watch.target, watch.jti, 'watch_expired');
+    if (watch.target) this.state.answers.reject(watch.target, watch.jti, 'watch_expired');
   }
 }

@@ -1,12 +1,9 @@
 /** Applies the rules of pairing, and sends the results to both peers. */
-import type { Connections } from '../admission/connections.ts';
-import type { Limits } from '../admission/limits.ts';
-import type { Answers } from '../answers.ts';
-import type { Outcome, Stats } from '../observe/stats.ts';
+import type { Outcome } from '../observe/stats.ts';
 import type { Peer, Session } from '../peer.ts';
+import type { State } from '../state.ts';
 import type { CloseReason, ErrorCode } from '../wire/codes.ts';
 import { frames } from '../wire/frames.ts';
-import type { Pairing } from './pairing.ts';
 
 const DATA_ENVELOPE_BYTES = frames.data('').length;
 
@@ -19,20 +16,14 @@ export const hideBurned = (code: ErrorCode, isBurned: boolean): ErrorCode =>
   isBurned && code === 'peer_already_connected' ? 'otc_not_found' : code;
 
 export class Sessions {
-  constructor(
-    private readonly pairing: Pairing,
-    private readonly limits: Limits,
-    private readonly connections: Connections,
-    private readonly answers: Answers,
-    private readonly stats: Stats,
-  ) {}
+  constructor(private readonly state: State) {}
 
   // Requests of a peer on a relay of one instance. Each returns the error code if refused, otherwise undefined.
 
   listen(target: Peer, otc: string, now: number): ErrorCode | undefined {
-    const { failedCodes, failedPerCode, listens } = this.limits;
+    const { failedCodes, failedPerCode, listens } = this.state.limits;
     if (target.session) return 'already_in_session';
-    if (this.connections.draining) return 'relay_draining';
+    if (this.state.connections.draining) return 'relay_draining';
     if (failedCodes.isSpent(target.client, now) || listens.isSpent(target.client, now)) {
       return 'rate_limited';
     }
@@ -46,7 +37,7 @@ export class Sessions {
 
   connect(controller: Peer, otc: string, now: number): ErrorCode | undefined {
     if (controller.session) return 'already_in_session';
-    if (this.limits.failedCodes.isSpent(controller.client, now)) return 'rate_limited';
+    if (this.state.limits.failedCodes.isSpent(controller.client, now)) return 'rate_limited';
     const session = this.find(otc, now);
     if (!session) return this.#failed(controller, otc, 'otc_not_found', now);
     const refusal = this.join(controller, session, now);
@@ -55,7 +46,7 @@ export class Sessions {
 
   /** Counts a failed attempt against the client, and against the code until it is burned. Returns the error code. */
   #failed({ client }: Peer, otc: string, code: ErrorCode, now: number): ErrorCode {
-    const { failedCodes, failedPerCode } = this.limits;
+    const { failedCodes, failedPerCode } = this.state.limits;
     failedCodes.add(client, now);
     const isBurned = failedPerCode.isSpent(otc, now);
     if (!isBurned) failedPerCode.add(otc, now);
@@ -66,17 +57,17 @@ export class Sessions {
 
   /** The session on a code. An expired one is ended first, so that expiry is exact between two sweeps too. */
   find(otc: string, now: number): Session | undefined {
-    const session = this.pairing.find(otc);
-    if (!session || !this.pairing.isOver(session, now)) return session;
+    const session = this.state.pairing.find(otc);
+    if (!session || !this.state.pairing.isOver(session, now)) return session;
     this.expire(session, now);
     return undefined;
   }
 
   /** Opens a session and acknowledges it to the target. Returns the session, or the error code. */
   open(target: Peer, otc: string, now: number): Session | ErrorCode {
-    const session = this.pairing.open(target, otc, now);
+    const session = this.state.pairing.open(target, otc, now);
     if (typeof session === 'string') return session;
-    this.stats.opened += 1;
+    this.state.stats.opened += 1;
     target.subscribe(otc);
     target.send(frames.ack);
     return session;
@@ -84,10 +75,10 @@ export class Sessions {
 
   /** Joins a controller to a session. Tells both peers, the target first, as the deployed relay does. */
   join(controller: Peer, session: Session, now: number): ErrorCode | undefined {
-    const refusal = this.pairing.join(controller, session, now);
+    const refusal = this.state.pairing.join(controller, session, now);
     if (refusal) return refusal;
-    this.stats.begun += 1;
-    for (const tell of this.stats.onBegun) tell(now - session.openedAt);
+    this.state.stats.begun += 1;
+    for (const tell of this.state.stats.onBegun) tell(now - session.openedAt);
     controller.subscribe(session.otc);
     // If the target does not read, `send` closes it at once. That ends the session and tells the controller.
     if (session.target.send(frames.peerFound)) controller.send(frames.peerFound);
@@ -101,12 +92,12 @@ export class Sessions {
    */
   forward(sender: Peer, frame: string, bytes: number, now: number): ErrorCode | undefined {
     const payload = payloadBytes(bytes);
-    const session = this.pairing.countFrame(sender, payload, now);
+    const session = this.state.pairing.countFrame(sender, payload, now);
     if (session === 'session_data_limit') return this.overLimit(sender, now);
     if (typeof session === 'string') return session;
     if (!this.#sendToOther(sender, session, frame)) return this.abort(session, now);
-    this.stats.framesForwarded += 1;
-    this.stats.bytesForwarded += payload;
+    this.state.stats.framesForwarded += 1;
+    this.state.stats.bytesForwarded += payload;
     return undefined;
   }
 
@@ -115,7 +106,7 @@ export class Sessions {
     const { session } = sender;
     if (!session) return;
     this.end(session, 'abandoned', now);
-    this.answers.refuse(sender, 'session_data_limit');
+    this.state.answers.refuse(sender, 'session_data_limit');
     this.#closeBoth(session, 'session_data_limit');
   }
 
@@ -156,31 +147,27 @@ export class Sessions {
   }
 
   /** Ends a session and tells both peers why; their sockets stay open. */
-  lose(session: Session, why: ErrorCode, now: number): void {
-    this.end(session, 'abandoned', now);
-    this.#refuseBoth(session, why);
+  lose(session: Session, why: ErrorCode, now: number, outcome: Outcome = 'abandoned'): void {
+    const { answers } = this.state;
+    this.end(session, outcome, now);
+    answers.refuse(session.target, why);
+    if (session.controller) answers.refuse(session.controller, why);
   }
 
   expire(session: Session, now: number): void {
-    this.end(session, 'expired', now);
-    this.#refuseBoth(session, 'otc_expired');
+    this.lose(session, 'otc_expired', now, 'expired');
     this.#closeBoth(session, 'session_expired');
   }
 
   end(session: Session, outcome: Outcome, now: number): void {
-    this.pairing.end(session, now);
-    this.stats.ended[outcome] += 1;
+    this.state.pairing.end(session, now);
+    this.state.stats.ended[outcome] += 1;
     if (session.controller) {
-      for (const tell of this.stats.onEnded) tell(now - session.pairedAt, outcome);
+      for (const tell of this.state.stats.onEnded) tell(now - session.pairedAt, outcome);
     }
     session.target.unsubscribe(session.otc);
     session.controller?.unsubscribe(session.otc);
     session.onEnd?.();
-  }
-
-  #refuseBoth({ target, controller }: Session, why: ErrorCode): void {
-    this.answers.refuse(target, why);
-    if (controller) this.answers.refuse(controller, why);
   }
 
   #closeBoth({ target, controller }: Session, why: CloseReason): void {
