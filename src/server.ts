@@ -181,9 +181,10 @@ export class RelayServer implements Relay {
   }
 
   #serve(port: number, tls: TlsFiles | undefined): BunServer {
-    const { host: hostname, page, allowedOrigins: allowed } = this.#config;
+    const { host: hostname, page, allowedOrigins } = this.#config;
     const { answers, limits, stats } = this.sockets;
     const isTls = tls !== undefined;
+    const origins = { allowed: allowedOrigins, isTls };
     const app = createApp({
       health: () => this.#health,
       page,
@@ -210,7 +211,7 @@ export class RelayServer implements Relay {
         if (path !== '/ws') return app.fetch(request, server);
         const admission =
           // Before the token, so that no web page uses up the attempts of its visitors.
-          originRefusal(request.headers, { allowed, isTls }, () => this.#callers.trusts(peerOf)) ??
+          originRefusal(request.headers, origins, () => this.#callers.trusts(peerOf)) ??
           this.#tokens?.check(request, client, limits.wrongTokens, now);
         if (admission && 'error' in admission) {
           stats.turnedAway[admission.error] += 1;

@@ -54,7 +54,9 @@ export interface Cluster {
 /** What a frame counts for while it waits: its length, and the memory that even an empty frame takes. */
 const queuedSize = (frame: string | Buffer): number => frame.length + 64;
 
-/** Why a request is refused; undefined if it is not. */
+/** A message that the relay itself answers. */
+type Question = Exclude<ClientMessage, { type: 'data' }>;
+/** Why a question is refused; undefined if it is not. */
 type Refusal = RejectReason | undefined;
 
 export class Sockets extends State {
@@ -207,11 +209,7 @@ export class Sockets extends State {
       return this.#forward(connection, frames.data(message.payload), bytes, now);
     }
     if (!this.#isWithinFrameRate(connection, bytes, now)) return undefined;
-    const refusal = this.#ask(connection, message, now);
-    if (!(refusal instanceof Promise)) return this.#refuse(connection, refusal, message);
-    return refusal
-      .then((reason) => this.#refuse(connection, reason, message))
-      .catch((error: unknown) => this.answers.failed(connection, error));
+    return this.#answer(connection, message, now);
   }
 
   /** @param bytes The length of the frame as received. */
@@ -230,6 +228,13 @@ export class Sockets extends State {
     }
   }
 
+  // Not in `#received`, which would allocate what the closure needs for each frame.
+  #answer(connection: Connection, message: Question, now: number): Promise<void> | undefined {
+    const refusal = this.#ask(connection, message, now);
+    if (!(refusal instanceof Promise)) return this.#refuse(connection, refusal, message);
+    return refusal.then((reason) => this.#refuse(connection, reason, message));
+  }
+
   /** Refuses a message, in the form that its sender understands. */
   #refuse(connection: Connection, reason: Refusal, { type, jti }: Partial<Malformed>): undefined {
     if (!reason) return;
@@ -237,11 +242,7 @@ export class Sockets extends State {
     else this.answers.refuse(connection, reason as ErrorCode);
   }
 
-  #ask(
-    connection: Connection,
-    message: Exclude<ClientMessage, { type: 'data' }>,
-    now: number,
-  ): Refusal | Promise<Refusal> {
+  #ask(connection: Connection, message: Question, now: number): Refusal | Promise<Refusal> {
     const { cluster, sessions, watches } = this;
     switch (message.type) {
       case 'listen':
@@ -283,7 +284,7 @@ export class Sockets extends State {
   async #wait(connection: Connection, answered: Promise<void>): Promise<void> {
     const queue: (string | Buffer)[] = [];
     connection.queue = queue;
-    await answered;
+    await answered.catch((error: unknown) => this.answers.failed(connection, error));
     for (let frame = queue.shift(); frame !== undefined; frame = queue.shift()) {
       connection.queuedBytes -= queuedSize(frame);
       if (connection.isClosed) continue;
