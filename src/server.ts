@@ -44,7 +44,6 @@ export class RelayServer implements Relay {
   readonly sockets: Sockets;
   /** The port of the metrics, where there are any. */
   metricsPort: number | undefined;
-  readonly #config: Config;
   readonly #log: Log;
   readonly #callers: CallerResolver;
   #tokens: AccessTokens | undefined;
@@ -58,7 +57,6 @@ export class RelayServer implements Relay {
   #stopped: Promise<void> | undefined;
 
   constructor(config: Config, { now = () => performance.now(), log }: Internals = {}) {
-    this.#config = config;
     this.#log = log ?? createLog(config.logLevel);
     this.#callers = new CallerResolver(config.trustProxy, this.#log.warn, config.trustedProxies);
     this.sockets = new Sockets(config, this.#log, now);
@@ -87,13 +85,14 @@ export class RelayServer implements Relay {
   }
 
   async #start(): Promise<RelayAddress> {
-    const { host, port, metricsPort, metricsHost = host, tlsCertFile, tlsKeyFile } = this.#config;
+    const { config } = this.sockets;
+    const { host, port, metricsPort, metricsHost = host, tlsCertFile, tlsKeyFile } = config;
     if (tlsCertFile !== undefined && tlsKeyFile !== undefined) {
       const { Certificate } = await import('./tls.ts');
       this.#certificate = await Certificate.open(tlsCertFile, tlsKeyFile, this.#log, Date.now());
     }
     const tls = this.#certificate?.files;
-    const { accessToken, accessTokensFile, redisUrl, redisUrlFile } = this.#config;
+    const { accessToken, accessTokensFile, redisUrl, redisUrlFile } = config;
     this.#tokens = await AccessTokens.open(accessToken, accessTokensFile, this.#log, (names) =>
       this.sockets.stats.nameTokens(names),
     );
@@ -141,7 +140,7 @@ export class RelayServer implements Relay {
 
   async stop({ drain = false }: StopOptions = {}): Promise<void> {
     if (!drain) this.#endDrain.resolve();
-    this.#stopped ??= this.#shutDown(drain === true ? this.#config.drainMs : Number(drain));
+    this.#stopped ??= this.#shutDown(drain === true ? this.sockets.config.drainMs : Number(drain));
     await this.#stopped;
   }
 
@@ -181,7 +180,7 @@ export class RelayServer implements Relay {
   }
 
   #serve(port: number, tls: TlsFiles | undefined): BunServer {
-    const { host: hostname, page, allowedOrigins } = this.#config;
+    const { host: hostname, page, allowedOrigins } = this.sockets.config;
     const { answers, limits, stats } = this.sockets;
     const isTls = tls !== undefined;
     const origins = { allowed: allowedOrigins, isTls };
@@ -242,7 +241,7 @@ export class RelayServer implements Relay {
   async #fitDescriptors(): Promise<void> {
     const nofile = await maxDescriptors();
     const room = Math.max(1, nofile - SPARE_DESCRIPTORS);
-    if (room >= this.#config.maxConnections) return;
+    if (room >= this.sockets.config.maxConnections) return;
     this.sockets.connections.maxConnections = room;
     this.#log.warn('the limit of open files (nofile) allows fewer than AMESH_MAX_CONNECTIONS', {
       nofile,

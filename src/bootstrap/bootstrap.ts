@@ -23,10 +23,7 @@ export class Bootstrap {
 
   /** Watches with a target that waits for an answer. */
   get unanswered(): number {
-    return this.#watches
-      .values()
-      .filter(({ target }) => target)
-      .toArray().length;
+    return [...this.#watches.values()].filter(({ target }) => target).length;
   }
 
   find(jti: string): Watch | undefined {
