@@ -276,7 +276,7 @@ export class Sockets extends State {
     if (connection.queuedBytes > QUEUED_FRAMES * this.config.maxFrameBytes) {
       connection.close('too_many_frames');
     } else {
-      (connection.queue ??= []).push(frame);
+      connection.queue?.push(frame);
     }
   }
 
