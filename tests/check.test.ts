@@ -147,7 +147,7 @@ describe('a relay that is well', () => {
 
   test('its output may be cut', async () => {
     const { url } = await startRelay();
-    const command = `"${process.execPath}" "${COMMAND}" check ${url} | head -2`;
+    const command = `"${process.execPath}" "${COMMAND}" check ${url} --idle 2 | head -2`;
     const shell = Bun.spawn(['bash', '-o', 'pipefail', '-c', command], {
       stdout: 'pipe',
       stderr: 'pipe',
