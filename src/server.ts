@@ -146,7 +146,7 @@ export class RelayServer implements Relay {
 
   async #shutDown(drainMs: number): Promise<void> {
     this.sockets.connections.draining = true;
-    // Told to stop while it starts, or after it could not start: shut down whatever there is by then.
+    // `stop` may be called during the start, or after a start that failed.
     const address = await this.#started?.catch(() => {});
     if (!address) return;
     if (drainMs > 0) await this.#drain(drainMs);
@@ -156,7 +156,7 @@ export class RelayServer implements Relay {
     this.#log.info('stopped');
   }
 
-  /** Waits until nothing is under way, the time is up, or somebody would rather not wait. */
+  /** Waits until nothing is under way, the time is up, or `stop` is called again without `drain`. */
   async #drain(drainMs: number): Promise<void> {
     this.#log.info('draining', { underWay: this.sockets.underWay, atMostMs: drainMs });
     const look = setInterval(() => {
@@ -249,7 +249,7 @@ export class RelayServer implements Relay {
     });
   }
 
-  /** Such a process says nothing of it by itself. */
+  /** Warns when file descriptors run short, since neither Bun nor the system says so. */
   async #lookAtDescriptors(): Promise<void> {
     const [open, max] = await Promise.all([openDescriptors(), maxDescriptors()]);
     const isShort = open > max * 0.9;
@@ -298,7 +298,7 @@ async function familiesOf(host: string): Promise<string[] | undefined> {
   }
 }
 
-/** Takes an address, or says in one line why it can't be had. Bun calls an unknown host a port in use. */
+/** Listens on an address, or throws an error that says in one line why that failed. Bun calls an unknown host a port in use. */
 async function listen<T>(
   hostOption: 'host' | 'metricsHost',
   portOption: 'port' | 'metricsPort',

@@ -66,7 +66,7 @@ export class Sockets extends State {
   cluster: Cluster | undefined = undefined;
   /** Sockets that were refused and are not closed yet, with the time of the refusal. */
   readonly #refused = new Map<Connection, number>();
-  /** Sockets with unsent bytes: since when none was read, and the number of unsent bytes if none has been read. */
+  /** Sockets with unsent bytes: when the client last read some, and how many bytes wait if it has read none since. */
   readonly #stalled = new Map<Connection, { since: number; bytes: number }>();
 
   /** What a drain waits for: the number of sessions and of announcements without an answer. */

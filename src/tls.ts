@@ -50,8 +50,8 @@ export class Certificate {
   }
 
   /**
-   * Reads the files again, and has a pair served that differs from the one in service. A pair that cannot be used leaves
-   * the old one in service, and is warned of once, not with each look.
+   * Reads the files again. If they have changed, serves with the new pair. If they cannot be used, the old pair stays in
+   * service, and there is one warning, not one for each look.
    * @param now Milliseconds of Unix time.
    * @param serve Listens with the pair. Where it throws, the old one stays.
    */
