@@ -25,7 +25,7 @@ export class Certificate {
   readonly #reloader = new Reloader('The certificate read before stays in service');
 
   private constructor(
-    private readonly read: () => Promise<TlsFiles>,
+    private readonly read: (known?: TlsFiles) => Promise<TlsFiles>,
     private readonly log: Log,
     /** The pair in service. */
     public files: TlsFiles,
@@ -43,7 +43,7 @@ export class Certificate {
     log: Log,
     now: number,
   ): Promise<Certificate> {
-    const read = (): Promise<TlsFiles> => readPair(certFile, keyFile);
+    const read = (known?: TlsFiles) => readPair(certFile, keyFile, known);
     const certificate = new Certificate(read, log, await read());
     certificate.#warnOfEnd(now);
     return certificate;
@@ -57,8 +57,8 @@ export class Certificate {
    */
   async renew(now: number, serve: (files: TlsFiles) => void): Promise<void> {
     await this.#reloader.run(this.log, async () => {
-      const files = await this.read();
-      if (Bun.deepEquals(files, this.files)) return;
+      const files = await this.read(this.files);
+      if (files === this.files) return;
       serve(files);
       this.files = files;
       this.log.info('the certificate has changed', { notAfter: dateOf(files) });
@@ -93,12 +93,14 @@ export function endWarning(
 /**
  * Reads the files, and makes sure that Bun can serve with what they hold, PEM each: its own errors name neither file nor
  * setting.
+ * @param known The pair in service. Returned if the files still hold it, and then nothing is parsed.
  * @throws {TlsError}
  */
-async function readPair(certFile: string, keyFile: string): Promise<TlsFiles> {
+async function readPair(certFile: string, keyFile: string, known?: TlsFiles): Promise<TlsFiles> {
   const [ofCert, ofKey] = [`TLS_CERT_FILE: ${certFile}`, `TLS_KEY_FILE: ${keyFile}`];
   const cert = await read(ofCert, certFile);
   const key = await read(ofKey, keyFile);
+  if (known && cert === known.cert && key === known.key) return known;
   const certificate = parse(ofCert, 'certificate', () => new X509Certificate(cert));
   const privateKey = parse(ofKey, 'private key without a passphrase', () => createPrivateKey(key));
   if (!certificate.checkPrivateKey(privateKey)) {
