@@ -85,13 +85,24 @@ type HeaderRule = Exclude<ProxyRule, { by: 'peer' }>;
 const headerOf = (rule: HeaderRule): string =>
   rule.by === 'header' ? rule.header : 'x-forwarded-for';
 
+/** One entry of a list with commas: the first, or the n-th from the right. A long list is not split as a whole. */
+function entryOf(list: string, fromRight: number | undefined): string | undefined {
+  if (fromRight === undefined) return list.split(',', 1)[0];
+  let end = list.length;
+  for (let i = 1; i < fromRight; i += 1) {
+    end = list.lastIndexOf(',', end - 1);
+    if (end <= 0) return undefined;
+  }
+  return list.slice(list.lastIndexOf(',', end - 1) + 1, end);
+}
+
 /** The caller in the header that the rule names; undefined if the header is missing or has no valid address. */
 function fromHeaders(rule: HeaderRule, headers: Headers): Caller | undefined {
   const name = headerOf(rule);
   const value = headers.get(name);
   if (value === null) return undefined;
-  const entries = rule.by === 'header' ? [value] : value.split(',');
-  const entry = entries.at(rule.by === 'hops' ? -rule.hops : 0);
+  const entry =
+    rule.by === 'header' ? value : entryOf(value, rule.by === 'hops' ? rule.hops : undefined);
   return entry === undefined ? undefined : callerAt(entry.trim(), name);
 }
 
