@@ -76,9 +76,6 @@ export class Probe {
     if (via && !/^https?:$/.test(via.protocol)) {
       throw this.#unreachable('its URL does not begin with http:// or https://');
     }
-    if (via && /%(?![\da-f]{2})/i.test(via.username + via.password)) {
-      throw this.#unreachable('its user or password holds a % that must be written as %25');
-    }
     const host = hostOf(via ?? this.url);
     const forWhom = via ? `left to the HTTP proxy ${via.host}: ` : '';
     this.#addresses = [host];
@@ -265,8 +262,7 @@ export class Probe {
       return connected(net.connect({ host: this.#addresses[0], port: this.#port }), 'connect');
     }
     const target = `${this.url.hostname}:${this.#port}`;
-    const user = [via.username, via.password].map(decodeURIComponent).join(':');
-    const login = { 'proxy-authorization': `Basic ${Buffer.from(user).toString('base64')}` };
+    const login = { 'proxy-authorization': `Basic ${this.#loginOf(via)}` };
     const request = (via.protocol === 'https:' ? https : http).request({
       host: hostOf(via),
       port: portOf(via),
@@ -284,6 +280,15 @@ export class Probe {
     request.destroy();
     socket?.destroy();
     throw this.#unreachable(`it answers CONNECT ${target} with status ${statusCode}`);
+  }
+
+  /** The user and the password in the URL of the HTTP proxy, in base64. */
+  #loginOf({ username, password }: URL): string {
+    try {
+      return Buffer.from([username, password].map(decodeURIComponent).join(':')).toString('base64');
+    } catch {
+      throw this.#unreachable('its user or password holds a % that must be written as %25');
+    }
   }
 
   /** Why this machine does not reach the relay. If there is an HTTP proxy, it is reported as the proxy's problem. */
